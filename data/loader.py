@@ -1,0 +1,237 @@
+"""The training loader: prepared shards → batches, streamed, sharded by rank, resumed exactly.
+
+Order is a pure function of (seed, epoch): shards are permuted, windows are permuted inside a shard and
+batched by similar length, so the position ``(epoch, shard, batch)`` is the whole state.
+
+Axes: B windows, S steps (padded at the end), P positives, V candidate videos.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.negatives import MixedSampler
+from data.prepared import Prepared
+from data.schema import LABEL_BIT
+from data.sequences import Sequences, Windows, cut_windows
+
+
+@dataclass(frozen=True, slots=True)
+class TargetWeights:
+    """What counts as a positive: the largest weight among an impression's true labels, or
+    ``impression`` where none is true; weight 0 is no target."""
+
+    labels: dict[str, float]
+    impression: float
+
+    def of(self, true_mask: np.ndarray) -> np.ndarray:
+        """Weight float32 per label mask."""
+        weight = np.full(len(true_mask), self.impression, np.float32)
+        for label, value in self.labels.items():
+            np.maximum(weight, np.where(true_mask & LABEL_BIT[label], value, 0.0), out=weight, casting="unsafe")
+        return weight
+
+
+@dataclass(slots=True)
+class Batch:
+    """One training step. History videos and targets index ``video_rows`` (catalogue rows, ``[V]``).
+
+    ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is the whole
+    catalogue (row v of the catalogue at index v). Padding steps carry video 0.
+    """
+
+    user_row_B: np.ndarray
+    length_B: np.ndarray
+    video_BS: np.ndarray
+    time_ms_BS: np.ndarray
+    actions_BS: np.ndarray
+    known_BS: np.ndarray
+    watch_ms_BS: np.ndarray
+    surface_BS: np.ndarray
+    target_window_P: np.ndarray
+    target_position_P: np.ndarray
+    target_video_P: np.ndarray
+    target_weight_P: np.ndarray
+    video_rows: np.ndarray
+    log_correction: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderPosition:
+    """Where the next batch comes from."""
+
+    epoch: int = 0
+    shard: int = 0
+    batch: int = 0
+
+
+class SequenceLoader:
+    """Iterate ``epoch()`` for the batches of one epoch from ``position`` on; state is the position.
+
+    ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes the whole catalogue
+    as candidates (full softmax), else that many uniform negatives beside the batch's own positives.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        weights: TargetWeights,
+        *,
+        tokens: int,
+        max_steps: int,
+        n_uniform: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.prepared = prepared
+        self.weights = weights
+        self.tokens = tokens
+        self.max_steps = max_steps
+        self.seed = seed
+        self.rank, self.world = rank, world
+        self.position = LoaderPosition()
+        self.ordered = bool(prepared.manifest["dataset"]["ordered"])
+        self.targets_total, positive_weight = self._count()
+        self.sampler = None if n_uniform is None else MixedSampler(positive_weight, n_uniform)
+        self._cached: tuple[int, Sequences] | None = None
+
+    def epoch(self) -> Iterator[Batch]:
+        """Batches from the current position to the end of its epoch; then the next epoch begins."""
+        epoch = self.position.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prepared.shards))
+        for place in range(self.position.shard, len(order)):
+            generator = np.random.default_rng([self.seed, epoch, int(order[place]), 1])
+            sequences, windows = self._windows(int(order[place]), generator)
+            groups = self._groups(windows, generator)
+            for number in range(self.position.batch, len(groups)):
+                self.position = LoaderPosition(epoch, place, number + 1)
+                draw = np.random.default_rng([self.seed, epoch, int(order[place]), number, self.rank, 2])
+                yield self._batch(sequences, windows, groups[number], draw)
+            self.position = LoaderPosition(epoch, place + 1, 0)
+        self.position = LoaderPosition(epoch + 1, 0, 0)
+
+    def _count(self) -> tuple[int, np.ndarray]:
+        """Training targets, and the number of them per catalogue row (all ranks together)."""
+        total, per_video = 0, np.zeros(len(self.prepared.catalogue), np.float64)
+        for shard in self.prepared.shards:
+            sequences = Sequences.read(shard)
+            keep, _ = self._positives(sequences)
+            total += len(keep)
+            per_video += np.bincount(sequences.examples["example_video"][keep], minlength=len(per_video))
+        if total == 0:
+            names = ", ".join(sorted(self.weights.labels)) or "none"
+            raise ValueError(
+                f"{self.prepared.path}: no training impression has a label that targets weigh ({names}); "
+                "set target.weights for a label of this log, or target.impression above 0"
+            )
+        return total, per_video
+
+    def _positives(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+        examples = sequences.examples
+        weight = self.weights.of(examples["example_true"])
+        keep = np.flatnonzero((examples["example_split"] == 0) & (weight > 0) & (examples["example_video"] > 0))
+        return keep, weight[keep]
+
+    def _windows(self, shard: int, generator: np.random.Generator) -> tuple[Sequences, Windows]:
+        if self._cached is None or self._cached[0] != shard:
+            self._cached = (shard, Sequences.read(self.prepared.shards[shard]))
+        sequences = self._cached[1]
+        keep, weight = self._positives(sequences)
+        row = sequences.example_rows()[keep]
+        known = sequences.examples["example_history_end"][keep].astype(np.int64)
+        if not self.ordered:
+            sequences, known = _shuffled(sequences, keep, row, generator)
+        video = sequences.examples["example_video"][keep].astype(np.int64)
+        return sequences, cut_windows(sequences, row, known, video, weight, self.max_steps)
+
+    def _groups(self, windows: Windows, generator: np.random.Generator) -> list[np.ndarray]:
+        """Windows of this rank, batched by similar length under the token budget, batches shuffled.
+
+        Every rank gets the same number of batches: groups are cut over all ranks' windows, then each
+        rank takes every ``world``-th window of a group (an empty share repeats one without weight).
+        """
+        shuffled = generator.permutation(len(windows.row))
+        # similar lengths share a batch; the noise keeps the composition of batches fresh
+        noisy = windows.length[shuffled] * generator.uniform(0.9, 1.1, len(shuffled))
+        ordered = shuffled[np.argsort(noisy, kind="stable")]
+        lengths = windows.length[ordered] + 1
+        groups, begin, longest = [], 0, 0
+        for place, length in enumerate(lengths.tolist()):
+            longest = max(longest, length)
+            if place > begin and longest * (place - begin + 1) > self.tokens * self.world:
+                groups.append(ordered[begin:place])
+                begin, longest = place, length
+        if begin < len(ordered):
+            groups.append(ordered[begin:])
+        return [groups[i] for i in generator.permutation(len(groups))]
+
+    def _batch(
+        self, sequences: Sequences, windows: Windows, group: np.ndarray, generator: np.random.Generator
+    ) -> Batch:
+        chosen = group[self.rank :: self.world]
+        idle = len(chosen) == 0
+        if idle:
+            chosen = group[:1]
+        length = windows.length[chosen]
+        steps = int(length.max(initial=0))
+        index_BS = windows.start[chosen, None] + np.arange(steps)
+        valid_BS = np.arange(steps) < length[:, None]
+        index_BS = np.where(valid_BS, index_BS, 0)
+        step = {}
+        for name, column in sequences.steps.items():
+            picked = column[index_BS] if len(column) else np.zeros_like(index_BS)
+            step[name] = np.where(valid_BS, picked, 0).astype(np.int64)
+        targets = _ranges(windows.target_offsets[chosen], windows.target_offsets[chosen + 1])
+        counts = np.diff(windows.target_offsets)[chosen]
+        batch = Batch(
+            user_row_B=sequences.user_row[windows.row[chosen]], length_B=length,
+            video_BS=step["step_video"], time_ms_BS=step["step_time_ms"], actions_BS=step["step_actions"],
+            known_BS=step["step_known"], watch_ms_BS=step["step_watch_ms"], surface_BS=step["step_surface"],
+            target_window_P=np.repeat(np.arange(len(chosen)), counts), target_position_P=windows.position[targets],
+            target_video_P=windows.video[targets],
+            target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0),
+            video_rows=np.arange(len(self.prepared.catalogue)), log_correction=None,
+        )  # fmt: skip
+        return batch if self.sampler is None else _with_candidates(batch, self.sampler, generator)
+
+
+def _with_candidates(batch: Batch, sampler: MixedSampler, generator: np.random.Generator) -> Batch:
+    drawn = sampler.draw(batch.target_video_P, np.unique(batch.video_BS), generator)
+    return replace(
+        batch,
+        video_BS=np.searchsorted(drawn.rows, batch.video_BS),
+        target_video_P=np.searchsorted(drawn.rows, batch.target_video_P),
+        video_rows=drawn.rows,
+        log_correction=drawn.log_correction,
+    )
+
+
+def _ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Concatenated ``arange(begin[i], end[i])``: ``[2, 7], [4, 9] → [2, 3, 7, 8]``."""
+    counts = end - begin
+    shift = np.repeat(begin - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+    return shift + np.arange(int(counts.sum()))
+
+
+def _shuffled(
+    sequences: Sequences, keep: np.ndarray, row: np.ndarray, generator: np.random.Generator
+) -> tuple[Sequences, np.ndarray]:
+    """Unordered logs: a fresh random order of each user's training set; each video is predicted from
+    those that the draw puts before it."""
+    examples = sequences.examples
+    order = keep[np.lexsort((generator.random(len(keep)), row))]
+    offsets = np.searchsorted(row, np.arange(sequences.num_rows + 1))
+    place = np.empty(len(examples["example_video"]), np.int64)
+    place[order] = np.arange(len(order)) - offsets[row]
+    steps = {
+        "step_video": examples["example_video"][order],
+        "step_time_ms": examples["example_time_ms"][order],
+        "step_actions": examples["example_true"][order],
+        "step_known": examples["example_known"][order],
+        "step_watch_ms": examples["example_watch_ms"][order],
+        "step_surface": examples["example_surface"][order],
+    }
+    shuffled = replace(sequences, step_offsets=offsets, steps=steps)
+    return shuffled, place[keep]

@@ -1,0 +1,55 @@
+"""Sampling of negative videos and the exact correction it needs.
+
+The candidates of one step are the batch's own positives (distributed as positives are in training)
+and uniform draws from the catalogue. Axes: C distinct candidates, N catalogue rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Distinct catalogue rows of one step.
+
+    ``rows`` int64 ``[C]`` ascending; ``log_correction`` float32 ``[C]`` = log(times drawn / expected
+    times drawn), −inf for rows that are present without having been drawn.
+    """
+
+    rows: np.ndarray
+    log_correction: np.ndarray
+
+
+class MixedSampler:
+    """In-batch positives mixed with uniform draws (mixed negative sampling, Yang 2020).
+
+    A step with ``P`` positives draws ``n_uniform`` rows uniformly from rows 1‥N. With ``p`` the
+    training frequency of positives, video v is expected ``P·p(v) + n_uniform / N`` times: the exact
+    mixture, so that ``exp(score + log_correction)`` summed over candidates is an unbiased estimate of
+    the sum over the catalogue.
+    """
+
+    def __init__(self, positive_count: np.ndarray, n_uniform: int) -> None:
+        """``positive_count`` ``[N + 1]``: weight of each catalogue row among training positives."""
+        if len(positive_count) < 2:
+            raise ValueError("a catalogue needs at least one video to sample from")
+        total = float(positive_count[1:].sum())
+        self.frequency = positive_count / total if total > 0 else np.zeros(len(positive_count))
+        self.catalogue_size = len(positive_count) - 1
+        self.n_uniform = n_uniform
+
+    def draw(
+        self, positive_rows: np.ndarray, present_rows: np.ndarray, generator: np.random.Generator
+    ) -> Candidates:
+        """Candidates of a step: its positives, fresh uniform rows, and ``present_rows`` (history)."""
+        uniform = generator.integers(1, self.catalogue_size + 1, self.n_uniform)
+        rows = np.unique(np.concatenate([positive_rows, uniform, present_rows]))
+        drawn = np.zeros(len(rows))
+        np.add.at(drawn, np.searchsorted(rows, positive_rows), 1.0)
+        np.add.at(drawn, np.searchsorted(rows, uniform), 1.0)
+        expected = len(positive_rows) * self.frequency[rows] + self.n_uniform / self.catalogue_size
+        drawn[rows == 0] = 0.0
+        with np.errstate(divide="ignore"):
+            correction = np.log(drawn) - np.log(expected)
+        return Candidates(rows, correction.astype(np.float32))

@@ -1,0 +1,71 @@
+"""A trained two-tower model at work: the catalogue's vectors, and vectors of users from histories.
+
+Used alike by validation in training, by publish, by replay and by the server.
+Axes: N catalogue rows, B users, S steps, D dimensions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.features import EncodedTable
+from data.history import UserHistory, UserRequest
+from models.embeddings import FeatureBatch
+from models.sequence import Steps
+from models.two_tower import TwoTower
+
+
+@torch.inference_mode()
+def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 8192) -> np.ndarray:
+    """Final vectors float32 ``[N + 1, D]``; row r is catalogue row r, row 0 the unknown video."""
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, video_table.num_rows, batch):
+        rows = np.arange(start, min(start + batch, video_table.num_rows), dtype=np.int64)
+        features = FeatureBatch.of(video_table.take(rows)).to(device)
+        parts.append(model.encode_videos(features).float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, model.shape.dim), np.float32)
+
+
+def collate_steps(histories: Sequence[UserHistory], max_steps: int) -> Steps:
+    """Pad the last ``max_steps`` steps of each history at the end; an empty history has length 0."""
+    lasts = [history.last(max_steps) for history in histories]
+    lengths = np.array([len(history.video_row) for history in lasts], np.int64)
+    steps = int(lengths.max(initial=0))
+
+    def pad(name: str, dtype: type) -> torch.Tensor:
+        out = np.zeros((len(lasts), steps), dtype)
+        for row, history in enumerate(lasts):
+            out[row, : lengths[row]] = getattr(history, name)
+        return torch.from_numpy(out)
+
+    return Steps(
+        video_BS=pad("video_row", np.int64), actions_BS=pad("actions", np.int64), known_BS=pad("known", np.int64),
+        watch_ms_BS=pad("watch_ms", np.int64), surface_BS=pad("surface_row", np.int64),
+        time_ms_BS=pad("time_ms", np.int64), length_B=torch.from_numpy(lengths),
+    )  # fmt: skip
+
+
+class UserEncoder:
+    """Turns requests into user vectors with one forward pass per call; safe to call from threads."""
+
+    def __init__(
+        self, model: TwoTower, user_table: EncodedTable, video_vectors: np.ndarray, device: str = "cpu"
+    ) -> None:
+        """``video_vectors`` are :func:`embed_catalogue`'s ``[N + 1, D]``: history steps read them."""
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.user_table = user_table
+        self.video_ND = torch.from_numpy(np.asarray(video_vectors, np.float32)).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, requests: Sequence[UserRequest]) -> np.ndarray:
+        """Final user vectors float32 ``[B, D]``; an unknown user without history gets the default."""
+        if not requests:
+            return np.zeros((0, self.model.shape.dim), np.float32)
+        steps = collate_steps([request.history for request in requests], self.model.shape.max_steps)
+        rows = np.array([request.user_row for request in requests], np.int64)
+        features = FeatureBatch.of(self.user_table.take(rows)).to(self.device)
+        user_BD = self.model.encode_users(steps.to(self.device), self.video_ND, features)
+        return user_BD.float().cpu().numpy()

@@ -1,0 +1,118 @@
+"""The history encoder: what a user did, step by step, as one vector per moment.
+
+Axes: B users, S steps (padded at the end), D model width, L labels.
+Position 0 is the user token (user features); step s stands at position s + 1, so the state at
+position h knows exactly the first h steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data.schema import LABELS
+from models.layers import BlockKind, build_block
+
+#: Bucket 0 = unknown; then powers of two.
+WATCH_BUCKETS = 24
+GAP_BUCKETS = 40
+
+
+@dataclass(slots=True)
+class Steps:
+    """History steps ``[B, S]``, oldest first, padded at the end with zeros.
+
+    ``video_BS`` are rows of the video matrix handed to the encoder; ``actions_BS`` and ``known_BS``
+    are label masks; ``watch_ms_BS`` is −1 where unknown; ``time_ms_BS`` is Unix time.
+    """
+
+    video_BS: Tensor
+    actions_BS: Tensor
+    known_BS: Tensor
+    watch_ms_BS: Tensor
+    surface_BS: Tensor
+    time_ms_BS: Tensor
+    length_B: Tensor
+
+    def to(self, device: torch.device) -> "Steps":
+        """Copy to ``device``."""
+        return Steps(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+def log_bucket(value: Tensor, buckets: int) -> Tensor:
+    """Bucket of a non-negative quantity by powers of two; negative (unknown) gives bucket 0.
+
+    ``0 → 1, 1 → 2, 2‥3 → 3, 4‥7 → 4, …``, capped at ``buckets − 1``.
+    """
+    exponent = torch.frexp(value.clamp_min(0).to(torch.float64)).exponent
+    return torch.where(value < 0, 0, (exponent.long() + 1).clamp_max(buckets - 1))
+
+
+class HistoryEncoder(nn.Module):
+    """Causal encoder over steps; the video matrix it reads is the video tower's own output."""
+
+    def __init__(
+        self,
+        *,
+        video_dim: int,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        block: BlockKind,
+        max_steps: int,
+        surfaces: int,
+        use_time: bool,
+        use_position: bool,
+    ) -> None:
+        super().__init__()
+        self.max_steps = max_steps
+        self.use_time = use_time
+        self.video_in = nn.Linear(video_dim, width, bias=False)
+        self.outcome_in = nn.Linear(2 * len(LABELS), width, bias=False)
+        self.watch = nn.Embedding(WATCH_BUCKETS, width)
+        self.surface = nn.Embedding(surfaces, width)
+        self.gap = nn.Embedding(GAP_BUCKETS, width) if use_time else None
+        self.position = nn.Embedding(max_steps + 1, width) if use_position else None
+        self.start = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            build_block(block, width, heads, dropout, max_steps + 1) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        for table in (self.watch, self.surface, self.gap, self.position):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, steps: Steps, video_ND: Tensor, user_token_BD: Tensor | None) -> Tensor:
+        """States ``[B, S + 1, width]``: position h knows the user and the first h steps."""
+        batch, length = steps.video_BS.shape
+        bit = torch.arange(len(LABELS), device=steps.actions_BS.device)
+        actions_BSL = (steps.actions_BS[..., None] >> bit) & 1
+        known_BSL = (steps.known_BS[..., None] >> bit) & 1
+        outcome_BSL = torch.cat([actions_BSL, known_BSL - actions_BSL * known_BSL], dim=-1)
+        x_BSD = (
+            self.video_in(video_ND[steps.video_BS])
+            + self.outcome_in(outcome_BSL.to(video_ND.dtype))
+            + self.watch(log_bucket(steps.watch_ms_BS, WATCH_BUCKETS))
+            + self.surface(steps.surface_BS)
+        )
+        if self.gap is not None:
+            x_BSD = x_BSD + self.gap(self._gaps(steps.time_ms_BS))
+        start_BD = self.start.expand(batch, -1)
+        if user_token_BD is not None:
+            start_BD = start_BD + user_token_BD
+        x_BSD = torch.cat([start_BD[:, None], x_BSD], dim=1)
+        if self.position is not None:
+            x_BSD = x_BSD + self.position.weight[: length + 1]
+        x_BSD = self.dropout(x_BSD)
+        for block in self.blocks:
+            x_BSD = block(x_BSD)
+        out: Tensor = self.norm(x_BSD)
+        return out
+
+    @staticmethod
+    def _gaps(time_ms_BS: Tensor) -> Tensor:
+        """Bucket of the seconds since the step before; unknown for the first."""
+        gap_s = (time_ms_BS[:, 1:] - time_ms_BS[:, :-1]).clamp_min(0) // 1000
+        return torch.cat([torch.zeros_like(time_ms_BS[:, :1]), log_bucket(gap_s, GAP_BUCKETS)], dim=1)

@@ -1,0 +1,58 @@
+"""The two towers. Axes: B users, N videos, F features, D dimensions."""
+
+import torch
+from torch import Tensor, nn
+
+from models.embeddings import FeatureBatch, Tables
+
+
+class VideoTower(nn.Module):
+    """Ids, content and product tags of a video → its vector.
+
+    The pooled features are added up (each has its own table), then refined by a residual MLP, so that
+    an unknown id leaves a vector that lives on content alone.
+    """
+
+    def __init__(
+        self, tables: nn.Module, features: int, dense_widths: dict[str, int], dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.tables: Tables = tables  # type: ignore[assignment]
+        self.scale = nn.Parameter(torch.ones(features))
+        self.dense = nn.ModuleDict(
+            {name.replace(".", "__"): nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
+        )
+        self.refine = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
+        )
+        # the refinement starts as the identity: ids and content are learnt first
+        nn.init.zeros_(self.refine[-1].weight)
+        nn.init.zeros_(self.refine[-1].bias)
+
+    def forward(self, features: FeatureBatch) -> Tensor:
+        """Unfinished video vectors ``[N, D]``."""
+        video_ND = (self.tables(features) * self.scale[:, None]).sum(dim=1)
+        for name, matrix_NW in features.dense.items():
+            video_ND = video_ND + self.dense[name.replace(".", "__")](matrix_NW)
+        out: Tensor = video_ND + self.refine(video_ND)
+        return out
+
+
+class UserToken(nn.Module):
+    """User features → the token that opens the history; an unknown user gives the learned default."""
+
+    def __init__(self, tables: nn.Module, dense_widths: dict[str, int], dim: int, dropout: float) -> None:
+        super().__init__()
+        self.tables: Tables = tables  # type: ignore[assignment]
+        self.dense = nn.ModuleDict(
+            {name.replace(".", "__"): nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: FeatureBatch) -> Tensor:
+        """User token ``[B, D]``."""
+        user_BD = self.tables(features).sum(dim=1)
+        for name, matrix_BW in features.dense.items():
+            user_BD = user_BD + self.dense[name.replace(".", "__")](matrix_BW)
+        out: Tensor = self.dropout(user_BD)
+        return out
