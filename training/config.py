@@ -1,0 +1,126 @@
+"""Typed configuration of ``shopreel train``; every default stands in ``configs/train.yaml`` and
+``configs/model/*.yaml``."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+from data.schema import LABELS
+from models.layers import BlockKind
+from models.similarity import Similarity
+
+
+class Device(Enum):
+    """Where to train: ``auto`` takes CUDA when there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """What every ``model=…`` group has."""
+
+    name: str = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class TargetConfig:
+    """Which impressions retrieval learns from, and how much; see ``data.loader.TargetWeights``."""
+
+    weights: dict[str, float] = MISSING
+    impression: float = MISSING
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(LABELS))
+        if unknown:
+            raise ValueError(f"model.target.weights has {', '.join(unknown)}; labels are {', '.join(LABELS)}")
+        if min([self.impression, *self.weights.values()]) < 0:
+            raise ValueError("model.target: weights must be at least 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine towards the end of the budget."""
+
+    learning_rate: float = MISSING
+    weight_decay: float = MISSING
+    warmup_steps: int = MISSING
+    clip_norm: float = MISSING
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError("model.optimizer: learning_rate and clip_norm must be above 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    """Full ranking of the validation split after every epoch."""
+
+    gain: str = MISSING
+    k: int = MISSING
+    max_users: int = MISSING
+
+    def __post_init__(self) -> None:
+        if self.gain not in ("auto", "any", *LABELS):
+            raise ValueError(f"model.validation.gain={self.gain}; choose auto, any or one of {', '.join(LABELS)}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TwoTowerConfig(ModelConfig):
+    """The two-tower model, its loss and its recipe."""
+
+    dim: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    dropout: float = MISSING
+    block: BlockKind = MISSING
+    max_steps: int = MISSING
+    similarity: Similarity = MISSING
+    id_dropout: float = MISSING
+    full_softmax_below: int = MISSING
+    uniform_negatives: int = MISSING
+    tokens: int = MISSING
+    max_epochs: int = MISSING
+    patience: int = MISSING
+    target: TargetConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    validation: ValidationConfig = MISSING
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"model.dim={self.dim} must be a multiple of model.heads={self.heads}")
+        if not 0 <= self.dropout < 1 or not 0 <= self.id_dropout < 1:
+            raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
+        for key in ("dim", "heads", "max_steps", "tokens", "max_epochs", "patience"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """One training run."""
+
+    GROUPS: ClassVar[dict[str, Any]] = {"model": {"two_tower": TwoTowerConfig}}
+
+    model: ModelConfig = MISSING
+    prepared: str = MISSING
+    out: str = MISSING
+    seed: int = MISSING
+    device: Device = MISSING
+    threads: int = MISSING
+    max_minutes: float = MISSING
+    resume: bool = MISSING
+    overwrite: bool = MISSING
+    checkpoint_steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        if self.max_minutes <= 0:
+            raise ValueError(f"max_minutes={self.max_minutes} must be above 0")
+        if self.checkpoint_steps < 1:
+            raise ValueError(f"checkpoint_steps={self.checkpoint_steps} must be at least 1")
+        if self.resume and self.overwrite:
+            raise ValueError("resume=true continues a run, overwrite=true replaces it; choose one")

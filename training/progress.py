@@ -1,0 +1,88 @@
+"""What a run tells while it trains: a bar, ``metrics.jsonl`` and TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class RunLog:
+    """Log of one run under ``directory``; ``examples`` of an epoch size the bar.
+
+    Without a terminal one line is printed every 30 s instead of the bar.
+    """
+
+    def __init__(self, directory: Path, examples: int, *, from_step: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self.path = directory / "metrics.jsonl"
+        _cut_after(self.path, from_step)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step or None)
+        self.examples = examples
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
+            disable=quiet or not sys.stderr.isatty(), refresh_per_second=2,
+        )  # fmt: skip
+        self.task = self.bar.add_task("epoch 1", total=examples, rate="", note="")
+        self._spoken = time.monotonic()
+        self._mark = (time.monotonic(), 0)
+
+    def __enter__(self) -> "RunLog":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        self.board.close()
+        self.file.close()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Reset the bar for 0-based ``epoch``."""
+        self.bar.reset(self.task, description=f"epoch {epoch + 1}", total=self.examples)
+        self._mark = (time.monotonic(), 0)
+
+    def step(self, epoch: int, examples: int, loss: float, minutes_left: float) -> None:
+        """Show progress after a step of ``examples`` positives."""
+        since, done = self._mark
+        done += examples
+        self._mark = (since, done)
+        rate = f"{done / max(time.monotonic() - since, 1e-9):,.0f} examples/s"
+        note = f"loss {loss:.4f}  {minutes_left:.0f} min left"
+        self.bar.update(self.task, advance=examples, rate=rate, note=note)
+        if self.bar.disable and time.monotonic() - self._spoken > 30:
+            self._spoken = time.monotonic()
+            self.console.print(f"epoch {epoch + 1}  {done:,}/{self.examples:,}  {rate}  {note}")
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Append ``values`` to metrics.jsonl and TensorBoard."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False)
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Drop lines of a broken-off attempt that came after the checkpoint at ``step``."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # a half-written last line
+            continue
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

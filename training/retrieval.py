@@ -1,0 +1,111 @@
+"""What is particular to training the two-tower model: its shape, its loss on a batch, its validation."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.loader import Batch, SequenceLoader, TargetWeights
+from data.prepared import Prepared
+from models.embeddings import FeatureBatch, dense_widths, table_rows
+from models.inference import UserEncoder, embed_catalogue
+from models.losses import full_softmax, sampled_softmax
+from models.sequence import Steps
+from models.two_tower import TwoTower, TwoTowerShape
+from training.config import TwoTowerConfig
+from training.validation import HeldOut, rank_metrics
+
+VIDEO_ID = "video_id"
+
+
+def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
+    """The model's shape: tables from the ``FeatureSpec``, the rest from the config.
+
+    Times are read only where the log's times are real, positions only where its order is.
+    """
+    dataset = prepared.manifest["dataset"]
+    return TwoTowerShape(
+        video_rows=table_rows(prepared.spec, "video"), video_dense=dense_widths(prepared.spec, "video"),
+        user_rows=table_rows(prepared.spec, "user"), user_dense=dense_widths(prepared.spec, "user"),
+        surfaces=len(prepared.surfaces), dim=config.dim, layers=config.layers, heads=config.heads,
+        dropout=config.dropout, block=config.block, max_steps=config.max_steps,
+        use_time=bool(dataset["real_time"] and dataset["ordered"]), use_position=bool(dataset["ordered"]),
+        similarity=config.similarity,
+    )  # fmt: skip
+
+
+def build_loader(
+    config: TwoTowerConfig, prepared: Prepared, seed: int, rank: int = 0, world: int = 1
+) -> SequenceLoader:
+    """The training loader; small catalogues are scored whole, large ones sampled."""
+    whole = len(prepared.catalogue) - 1 <= config.full_softmax_below
+    return SequenceLoader(
+        prepared, TargetWeights(dict(config.target.weights), config.target.impression), tokens=config.tokens,
+        max_steps=config.max_steps, n_uniform=None if whole else config.uniform_negatives, seed=seed, rank=rank,
+        world=world,
+    )  # fmt: skip
+
+
+class RetrievalObjective:
+    """Loss of a batch, with id dropout: a hidden id becomes row 0, so that content must carry the video."""
+
+    def __init__(self, prepared: Prepared, device: torch.device, id_dropout: float) -> None:
+        self.device = device
+        self.video_table = prepared.video_table
+        self.user_table = prepared.user_table
+        content = [name for name in self.video_table.bags if name != VIDEO_ID]
+        # with ids alone there is nothing that could carry a hidden video
+        self.id_dropout = id_dropout if content or self.video_table.dense else 0.0
+        self._whole: FeatureBatch | None = None
+
+    def loss(self, model: TwoTower, batch: Batch) -> Tensor:
+        """Scalar training loss of one batch."""
+        video_VD = model.encode_videos(self._hide_ids(self._videos(batch)))
+        user_features = FeatureBatch.of(self.user_table.take(batch.user_row_B)).to(self.device)
+        states_BSD = model.encode_states(steps_of(batch, self.device), video_VD, user_features)
+        window_P, position_P = self._tensor(batch.target_window_P), self._tensor(batch.target_position_P)
+        user_PD = model.finish_users(states_BSD[window_P, position_P])
+        target_P, weight_P = self._tensor(batch.target_video_P), self._tensor(batch.target_weight_P)
+        if batch.log_correction is None:
+            return full_softmax(user_PD, video_VD[1:], target_P - 1, weight_P, model.temperature)
+        correction_V = self._tensor(batch.log_correction)
+        return sampled_softmax(user_PD, video_VD, target_P, weight_P, model.temperature, correction_V)
+
+    def _videos(self, batch: Batch) -> FeatureBatch:
+        if batch.log_correction is not None:
+            return FeatureBatch.of(self.video_table.take(batch.video_rows)).to(self.device)
+        if self._whole is None:
+            self._whole = FeatureBatch.of(self.video_table).to(self.device)
+        return self._whole
+
+    def _hide_ids(self, features: FeatureBatch) -> FeatureBatch:
+        if self.id_dropout == 0.0 or VIDEO_ID not in features.bags:
+            return features
+        values, offsets = features.bags[VIDEO_ID]
+        hidden = torch.rand(values.shape, device=values.device) < self.id_dropout
+        bags = features.bags | {VIDEO_ID: (values.masked_fill(hidden, 0), offsets)}
+        return FeatureBatch(bags, features.dense, features.size)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def steps_of(batch: Batch, device: torch.device) -> Steps:
+    """The history part of a batch as tensors on ``device``."""
+    arrays = (
+        batch.video_BS, batch.actions_BS, batch.known_BS, batch.watch_ms_BS, batch.surface_BS, batch.time_ms_BS,
+        batch.length_B,
+    )  # fmt: skip
+    return Steps(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+
+
+def validate(model: TwoTower, prepared: Prepared, held: HeldOut, k: int, batch: int = 512) -> dict[str, float]:
+    """Full-ranking metrics of the held-out requests through the inference path."""
+    was_training = model.training
+    model.eval()
+    device = str(next(model.parameters()).device)
+    video_ND = embed_catalogue(model, prepared.video_table)
+    encoder = UserEncoder(model, prepared.user_table, video_ND, device)
+    parts = [encoder.encode(held.requests[i : i + batch]) for i in range(0, len(held.requests), batch)]
+    user_UD = np.concatenate(parts) if parts else np.zeros((0, video_ND.shape[1]), np.float32)
+    model.train(was_training)
+    return rank_metrics(held, user_UD, video_ND, k)

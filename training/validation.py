@@ -1,0 +1,113 @@
+"""Full ranking of the validation split during training: the same masks and truths as ``replay``.
+
+Axes: U users, K cutoff.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.history import UserHistory, UserRequest
+from data.prepared import Prepared
+from data.schema import LABEL_BIT, LABELS
+from data.sequences import Sequences
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """Requests with their unseen positives; ``seen`` and ``truth`` hold catalogue rows per user."""
+
+    requests: list[UserRequest]
+    seen: list[np.ndarray]
+    truth: list[np.ndarray]
+
+
+def gain_mask(prepared: Prepared, gain: str) -> int:
+    """Label mask of what counts as relevant: a label, ``any``, or ``auto``: long_view, else click, else any."""
+    tasks = [label for label in LABELS if label in prepared.manifest["tasks"]]
+    if gain == "auto":
+        gain = next((label for label in ("long_view", "click") if label in tasks), "any")
+    chosen = [label for label in tasks if label != "hide"] if gain == "any" else [gain]
+    return sum(LABEL_BIT[label] for label in chosen)
+
+
+def held_out(prepared: Prepared, split: int, gain: int, max_users: int, max_steps: int) -> HeldOut:
+    """One request per user with unseen positives in ``split`` (1 validation, 2 test).
+
+    Shards are in random user order, so the first ``max_users`` are a sample.
+    """
+    result = HeldOut([], [], [])
+    for shard in prepared.shards:
+        if len(result.requests) >= max_users:
+            break
+        _collect(Sequences.read(shard), split, gain, max_users, max_steps, result)
+    return result
+
+
+def _collect(
+    sequences: Sequences, split: int, gain: int, max_users: int, max_steps: int, result: HeldOut
+) -> None:
+    examples, steps = sequences.examples, sequences.steps
+    row_of = sequences.example_rows()
+    user_of = sequences.user_row[row_of]
+    # chunks of one user are neighbours: [first, last] example per user
+    starts = np.flatnonzero(np.r_[True, user_of[1:] != user_of[:-1]]) if len(user_of) else np.zeros(0, np.int64)
+    ends = np.append(starts[1:], len(user_of))
+    positive = (examples["example_split"] == split) & ((examples["example_true"] & gain) != 0)
+    has_truth = np.add.reduceat(positive, starts) > 0 if len(starts) else np.zeros(0, bool)
+    for begin, end in zip(starts[has_truth], ends[has_truth], strict=True):
+        if len(result.requests) >= max_users:
+            return
+        split_E = examples["example_split"][begin:end]
+        video_E = examples["example_video"][begin:end]
+        seen = np.unique(video_E[split_E < split])
+        truth = np.setdiff1d(np.unique(video_E[positive[begin:end]]), seen)
+        truth = truth[truth > 0]
+        if len(truth) == 0:
+            continue
+        first = begin + int(np.argmax(split_E >= split))
+        row = int(row_of[first])
+        offset = int(sequences.step_offsets[row])
+        stop = offset + int(examples["example_history_end"][first])
+        start = max(offset, stop - max_steps)
+        history = UserHistory(
+            video_row=steps["step_video"][start:stop].astype(np.int64),
+            time_ms=steps["step_time_ms"][start:stop].astype(np.int64),
+            actions=steps["step_actions"][start:stop].astype(np.int32),
+            known=steps["step_known"][start:stop].astype(np.int32),
+            watch_ms=steps["step_watch_ms"][start:stop].astype(np.int32),
+            surface_row=steps["step_surface"][start:stop].astype(np.int32),
+        )
+        time_ms = int(examples["example_time_ms"][first])
+        surface = int(examples["example_surface"][first])
+        user_row = int(user_of[begin])
+        result.requests.append(UserRequest(user_row=user_row, history=history, time_ms=time_ms, surface_row=surface))
+        result.seen.append(seen)
+        result.truth.append(truth)
+
+
+def rank_metrics(
+    held: HeldOut, user_UD: np.ndarray, video_ND: np.ndarray, k: int, batch: int = 512
+) -> dict[str, float]:
+    """Mean ``ndcg@k``, ``recall@k`` and ``hit@k`` over users, seen videos and row 0 masked.
+
+    Ties rank the smaller row first. Without users every metric is 0.
+    """
+    discount = 1.0 / np.log2(np.arange(2, k + 2))
+    totals = np.zeros(3)
+    for begin in range(0, len(held.requests), batch):
+        score_UN = user_UD[begin : begin + batch] @ video_ND.T
+        score_UN[:, 0] = -np.inf
+        for place, user in enumerate(range(begin, min(begin + batch, len(held.requests)))):
+            score_N = score_UN[place]
+            score_N[held.seen[user]] = -np.inf
+            gains = np.zeros(k)
+            truth = held.truth[user]
+            for row in truth:
+                ahead = np.count_nonzero(score_N > score_N[row]) + np.count_nonzero(score_N[:row] == score_N[row])
+                if ahead < k:
+                    gains[ahead] = 1.0
+            ideal = discount[: min(k, len(truth))].sum()
+            totals += (gains @ discount / ideal, gains.sum() / len(truth), float(gains.any()))
+    mean = totals / max(len(held.requests), 1)
+    return {f"ndcg@{k}": mean[0], f"recall@{k}": mean[1], f"hit@{k}": mean[2]}
