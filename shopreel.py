@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import os
+import re
 import sys
+import textwrap
 import traceback
 from importlib import resources
 from typing import Any, NamedTuple
@@ -54,6 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     except ShopreelError as error:
         print(f"shopreel {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in sys.modules:  # a module of an installed package: our own slip
+            return _our_fault(name)
+        mend = "at the repository's root: python -m pip install -r requirements/cpu.txt (or an extra there)"
+        print(f"shopreel {name}: the package {package} is not installed; {mend}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"shopreel {name}: interrupted", file=sys.stderr)
         return 130
@@ -61,9 +70,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
-        traceback.print_exc()
-        print(f"shopreel {name}: this is our fault, not yours; please report the lines above", file=sys.stderr)
-        return 1
+        return _our_fault(name)
+
+
+def _our_fault(name: str) -> int:
+    traceback.print_exc()
+    print(f"shopreel {name}: this is our fault, not yours; please report the lines above", file=sys.stderr)
+    return 1
 
 
 def run_command(name: str, overrides: list[str]) -> Any:
@@ -82,21 +95,30 @@ def _overview() -> str:
 
 
 def _help(name: str) -> str:
-    text = resources.files("configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    shown = [line for line in text.splitlines() if not line.startswith(("defaults:", "  - "))]
+    text, groups = _without_defaults(f"{name}.yaml")
     parts = [f"shopreel {name}: {COMMANDS[name].summary}", ""]
-    parts += ["Keys with their defaults (??? must be given); set any as key=value, nested ones as a.b=value:", ""]
-    parts += shown
-    groups = sorted(
-        f"{group.name}/{file.name.removesuffix('.yaml')}"
-        for group in resources.files("configs").iterdir()
-        if group.is_dir() and f"  - {group.name}:" in text
-        for file in group.iterdir()
-        if file.name.endswith(".yaml")
-    )
-    if groups:
-        parts += ["", "Config groups, chosen as group=name: " + ", ".join(groups)]
+    parts += [
+        "Keys with their defaults (??? must be given); set any as key=value, nested ones as a.b=value:",
+        "",
+    ]
+    parts.append(text)
+    for group in groups:
+        options = sorted(file.name for file in resources.files("configs").joinpath(group).iterdir())
+        for option in (option for option in options if option.endswith(".yaml")):
+            choice = f"{group}={option.removesuffix('.yaml')}"
+            parts += ["", f"Keys of {choice}, to be set as {group}.key=value:", ""]
+            parts.append(textwrap.indent(_without_defaults(f"{group}/{option}")[0], "  "))
     return "\n".join(parts)
+
+
+def _without_defaults(file: str) -> tuple[str, list[str]]:
+    """The text of a YAML file without its defaults list, and the config groups that this list names."""
+    text = resources.files("configs").joinpath(file).read_text(encoding="utf-8")
+    block = re.search(r"^defaults:\n(?:[ ]*- .*\n)+", text, flags=re.MULTILINE)
+    if block is None:
+        return text.strip(), []
+    groups = re.findall(r"- ([\w/]+):", block[0])
+    return f"{text[: block.start()]}\n{text[block.end() :].lstrip()}".strip(), groups
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,14 +33,17 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     for group, schemas in getattr(config_class, "GROUPS", {}).items():
         for name, schema in schemas.items():
             store.store(group=group, name=f"{name}_schema", node=schema)
+    words = [_override(command, word) for word in overrides]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("configs", version_base="1.3", job_name=command):
-            config = hydra_compose(command, overrides=list(overrides))
+            config = hydra_compose(command, overrides=words)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             example = " ".join(f"{key}=…" for key in missing)
             raise ConfigError(f"needs {example}; see shopreel {command} --help")
+        for key in _strangers(config, ""):
+            raise ConfigError(_unknown(command, key))
         result = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(command, error)) from None
@@ -47,33 +53,66 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     return result
 
 
+def _override(command: str, word: str) -> str:
+    """``word`` in Hydra's grammar: a text that only misses its quotes (``out=a (1)``) gets them."""
+    match = re.fullmatch(r"([^=]+)=(.*)", word, flags=re.DOTALL)
+    if word.startswith(("~", "-")) or match is None:
+        raise ConfigError(f"{word!r} is not key=value; see shopreel {command} --help")
+    key, value = match.groups()
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(word)
+    except HydraException:
+        if value[:1] in ("[", "{", "'", '"'):
+            mend = "a bracket or quote is not closed, or the shell has eaten the quotes inside"
+            raise ConfigError(f"{word!r}: {mend}") from None
+        return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    if override.is_sweep_override():
+        mend = f"write a list as {key}=[{value}], a text with commas as {key}='\"{value}\"'"
+        raise ConfigError(f"{word!r}: {mend}")
+    return word
+
+
+def _strangers(node: Any, prefix: str) -> Iterator[str]:
+    """Keys that Hydra's ``+key=value`` has put where the dataclass has no such field."""
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return
+    kind = OmegaConf.get_type(node)
+    known = {field.name for field in fields(kind)} if kind and is_dataclass(kind) else None
+    for key in map(str, node):
+        name = f"{prefix}.{key}" if prefix else key
+        if known is not None and key not in known:
+            yield name
+        else:
+            yield from _strangers(node._get_node(key), name)
+
+
 def _explain(command: str, error: Exception) -> str:
     cause = error.__cause__ or error
     text = str(cause).splitlines()[0] if str(cause) else str(error).splitlines()[0]
     key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause)) or re.search(r"Key '([^']+)'", str(cause))
     full = getattr(cause, "full_key", None)
     if key and "not in" in str(cause):
-        unknown = full or key.group(1)
-        close = difflib.get_close_matches(unknown, _keys(command), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"see shopreel {command} --help"
-        return f"unknown key {unknown!r}; {hint}"
+        return _unknown(command, full or key.group(1))
     where = f"{full}: " if full else ""
     return f"{where}{text}; see shopreel {command} --help"
 
 
+def _unknown(command: str, key: str) -> str:
+    close = difflib.get_close_matches(key, _keys(command), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"see shopreel {command} --help"
+    return f"unknown key {key!r}; {hint}"
+
+
 def _keys(command: str) -> list[str]:
     with initialize_config_module("configs", version_base="1.3", job_name=command):
-        config = hydra_compose(command)
-    return list(_walk(config, ""))
+        return list(_walk(hydra_compose(command), ""))
 
 
-def _walk(node: Any, prefix: str) -> list[str]:
-    if not isinstance(node, DictConfig):
-        return [prefix]
-    names = []
-    for key in node:
-        name = f"{prefix}.{key}" if prefix else str(key)
-        names.append(name)
-        if not OmegaConf.is_missing(node, key):
-            names += [inner for inner in _walk(node._get_node(key), name) if inner != name]
-    return names
+def _walk(node: Any, prefix: str) -> Iterator[str]:
+    """The dotted names of all keys; a section's own name comes before its keys."""
+    if prefix:
+        yield prefix
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        for key in map(str, node):
+            yield from _walk(node._get_node(key), f"{prefix}.{key}" if prefix else key)

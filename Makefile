@@ -1,0 +1,67 @@
+# make demo    the whole pipeline on a simulated market, then the feed page (SERVE=0: stop after the table)
+# make test    lint, types, import contracts and tests
+# make lint    ruff, mypy and import-linter alone
+# make bench   every script in benchmarks/
+# make pin     resolve requirements/*.in again
+# make clean   remove the environment, caches and ./demo-run
+#
+# ARGS="key=value …" goes to the demo, to pytest or to the benchmarks. The first run fills .venv; later
+# runs install only what has changed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SERVE ?= 1
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Spark is tested where Java is.
+EXTRAS := $(if $(shell command -v java),requirements/spark.txt)
+
+# $(call timed,NAME,COMMAND): run it, then say how long it took.
+timed = @start=$$(date +%s); echo "== $(1)"; $(2) && echo "== $(1): $$(( $$(date +%s) - start )) s"
+
+.PHONY: demo test lint ruff types contracts pytest bench pin clean
+.DEFAULT_GOAL := help
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: .venv/.installed
+	$(BIN)/shopreel demo serve=$(if $(filter 0 no false,$(SERVE)),false,true) $(ARGS)
+
+test: lint pytest
+
+lint: ruff types contracts
+
+ruff: .venv/.installed-dev
+	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+types: .venv/.installed-dev
+	$(call timed,types,$(BIN)/mypy)
+
+contracts: .venv/.installed-dev
+	$(call timed,import contracts,$(BIN)/lint-imports)
+
+pytest: .venv/.installed-dev
+	$(call timed,tests,$(BIN)/python -m pytest --durations=10 $(ARGS))
+
+bench: .venv/.installed-dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+.venv/.installed: requirements/cpu.txt requirements/fbgemm-gpu-cpu/pyproject.toml setup.cfg pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "shopreel needs Python 3.11, and '$(PYTHON)' is not it: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(call timed,install,$(PIP) install -r requirements/cpu.txt && $(PIP) install --no-deps -e .)
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements/dev.txt $(EXTRAS)
+	$(call timed,install for tests,$(PIP) install -r requirements/dev.txt $(addprefix -r ,$(EXTRAS)))
+	@touch $@
+
+pin:
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python requirements/pin.py $(ARGS)
+
+clean:
+	rm -rf .venv build demo-run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf ./*.egg-info requirements/*/build requirements/*/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
