@@ -1,0 +1,306 @@
+"""Joining a run with the truth: where in each request's ranking did the right videos stand?
+
+The run is streamed once in batches of whole requests, so that 100 M rows need no more memory than the
+hits they contain. A 64-bit hash of (request, video) finds candidate matches; every match is then
+confirmed on the ids themselves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from data.errors import ContractError
+from evaluation.arrays import Bools, Floats, Ints, Words
+from evaluation.tables import BATCH_ROWS, RUN, batches, plain_ids, refuse_nulls
+from evaluation.truth import Truth, request_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Right videos a run ranked, ``H`` of them sorted by request and rank, over ``R`` truth requests.
+
+    ``depth_R`` is the number of ranked rows (0 = the run does not cover this request). ``truth_H`` is
+    the row of the hit in the truth. Facts about the whole file serve the protocol section.
+    """
+
+    depth_R: Ints
+    request_H: Ints
+    rank_H: Ints
+    truth_H: Ints
+    rows: int
+    requests_outside_truth: int
+    requests_of_equal_scores: int
+    requests_out_of_score_order: int
+    requests_of_tied_scores: int
+
+
+class NotGroupedError(Exception):
+    """A request's rows are not together in the file: sort it and start over."""
+
+
+def find_hits(key: str, run: ds.Dataset, truth: Truth, where: ds.Expression | None = None) -> Hits:
+    """Stream a run table against the truth.
+
+    Refused, naming the request: a null or a score that is not finite, a rank gap or repeat (ranks are
+    1, 2, … within a request), a video twice in a request. Rows need not be sorted. Requests that the
+    truth does not know are counted and left out.
+    """
+    name = f"{key}={run.files[0]}"
+
+    def checked(stream: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in stream:
+            refuse_nulls(key, run, batch, list(RUN))
+            yield batch
+
+    source = checked(batches(key, run, list(RUN), where))
+    try:
+        return _Join(name, truth, grouped=False).run(source)
+    except NotGroupedError:
+        source = checked(batches(key, run, list(RUN), where))
+        table = pa.Table.from_batches([_decoded(batch) for batch in source])
+        table = table.sort_by([("request_id", "ascending"), ("rank", "ascending")]).combine_chunks()
+        return _Join(name, truth, grouped=True).run(iter(table.to_batches(max_chunksize=BATCH_ROWS)))
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Whole requests in a row: ``row_S`` and ``length_S`` of each, then their rows flattened ``N``."""
+
+    row_S: Ints
+    length_S: Ints
+    video_N: Words
+    rank_N: Ints
+    score_N: Floats
+
+    def split_last(self) -> "tuple[_Chunk, _Chunk]":
+        cut = len(self.video_N) - int(self.length_S[-1])
+        return self._cut(slice(None, -1), slice(None, cut)), self._cut(slice(-1, None), slice(cut, None))
+
+    def _cut(self, segments: slice, rows: slice) -> "_Chunk":
+        return _Chunk(
+            self.row_S[segments],
+            self.length_S[segments],
+            self.video_N[rows],
+            self.rank_N[rows],
+            self.score_N[rows],
+        )
+
+    def after(self, earlier: "_Chunk | None") -> "_Chunk":
+        if earlier is None:
+            return self
+        row_S = np.r_[earlier.row_S, self.row_S]
+        length_S = np.r_[earlier.length_S, self.length_S]
+        joint = len(earlier.row_S)
+        if joint < len(row_S) and row_S[joint - 1] == row_S[joint]:
+            length_S[joint - 1] += length_S[joint]
+            row_S, length_S = np.delete(row_S, joint), np.delete(length_S, joint)
+        return _Chunk(
+            row_S, length_S, np.r_[earlier.video_N, self.video_N], np.r_[earlier.rank_N, self.rank_N],
+            np.r_[earlier.score_N, self.score_N],
+        )  # fmt: skip
+
+
+class _Join:
+    def __init__(self, name: str, truth: Truth, *, grouped: bool) -> None:
+        self.name, self.truth, self.grouped = name, truth, grouped
+        self.codes = _VideoCodes(truth.video_T)
+        self.index = _TruthIndex(self.codes.encode(truth.video_T), truth.request_T)
+        self.depth_R = np.zeros(truth.requests, np.int64)
+        self.found: list[tuple[Ints, Ints, Ints]] = []
+        self.outside: list[pa.Array] = []
+        self.rows = self.equal = self.unordered = self.tied = 0
+
+    def run(self, stream: Iterator[pa.RecordBatch]) -> Hits:
+        held: _Chunk | None = None
+        for batch in stream:
+            self.rows += batch.num_rows
+            chunk = self._known(batch)
+            if len(chunk.row_S):
+                whole, held = chunk.after(held).split_last()
+                self._take(whole)
+        if held is not None:
+            self._take(held)
+        request_H, rank_H, truth_H = (np.concatenate([np.zeros(0, np.int64), *p]) for p in self._parts())
+        order = np.lexsort((rank_H, request_H))
+        outside = len(pa.chunked_array(self.outside).unique()) if self.outside else 0
+        return Hits(
+            depth_R=self.depth_R, request_H=request_H[order], rank_H=rank_H[order], truth_H=truth_H[order],
+            rows=self.rows, requests_outside_truth=outside, requests_of_equal_scores=self.equal,
+            requests_out_of_score_order=self.unordered, requests_of_tied_scores=self.tied,
+        )  # fmt: skip
+
+    def _parts(self) -> list[list[Ints]]:
+        return [[hit[part] for hit in self.found] for part in range(3)]
+
+    def _known(self, batch: pa.RecordBatch) -> _Chunk:
+        """The rows of ``batch`` whose request the truth knows, as numbers."""
+        starts, ids = segments(batch.column("request_id"))
+        row_S = request_rows(self.truth, ids)
+        length_S = np.diff(np.r_[starts, batch.num_rows])
+        unknown = row_S < 0
+        if unknown.any():
+            self.outside.append(ids.filter(pa.array(unknown)).unique())
+            keep = np.repeat(~unknown, length_S)
+            batch = batch.filter(pa.array(keep))
+            row_S, length_S = row_S[~unknown], length_S[~unknown]
+        return _Chunk(
+            row_S=row_S,
+            length_S=length_S,
+            video_N=self.codes.encode(batch.column("video_id")),
+            rank_N=batch.column("rank").cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False),
+            score_N=batch.column("score").cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False),
+        )
+
+    def _take(self, chunk: _Chunk) -> None:
+        if not len(chunk.row_S):
+            return
+        if self.depth_R[chunk.row_S].any() or len(np.unique(chunk.row_S)) != len(chunk.row_S):
+            raise NotGroupedError
+        self.depth_R[chunk.row_S] = chunk.length_S
+        segment_N = np.repeat(np.arange(len(chunk.row_S)), chunk.length_S)
+        start_S = np.r_[0, np.cumsum(chunk.length_S)[:-1]]
+        self._refuse(~np.isfinite(chunk.score_N), chunk, segment_N, "has a score that is not a finite number")
+        expected_N = np.arange(1, len(segment_N) + 1) - start_S[segment_N]
+        if not np.array_equal(chunk.rank_N, expected_N):
+            order = np.lexsort((chunk.rank_N, segment_N))
+            chunk.video_N, chunk.rank_N, chunk.score_N = (
+                chunk.video_N[order], chunk.rank_N[order], chunk.score_N[order],
+            )  # fmt: skip
+            bad_N = chunk.rank_N != expected_N
+            if bad_N.any() and not self.grouped:
+                raise NotGroupedError
+            self._refuse(bad_N, chunk, segment_N, "has ranks that are not 1, 2, 3, … without gap or repeat")
+        self._refuse_duplicates(chunk, segment_N)
+        self._look_at_scores(chunk.score_N, start_S, segment_N)
+        row_N = chunk.row_S[segment_N]
+        at, truth_H = self.index.find(row_N, chunk.video_N)
+        self.found.append((row_N[at], chunk.rank_N[at], truth_H))
+
+    def _refuse(self, bad_N: Bools, chunk: _Chunk, segment_N: Ints, what: str) -> None:
+        if bad_N.any():
+            row = chunk.row_S[segment_N[int(np.argmax(bad_N))]]
+            raise ContractError(
+                f"{self.name}: request_id {self.truth.request_ids[int(row)].as_py()!r} {what}"
+            )
+
+    def _refuse_duplicates(self, chunk: _Chunk, segment_N: Ints) -> None:
+        lengths = chunk.length_S
+        if (lengths == lengths[0]).all():
+            sorted_SL = np.sort(chunk.video_N.reshape(len(lengths), -1), axis=1)
+            repeated = bool((sorted_SL[:, 1:] == sorted_SL[:, :-1]).any())
+        else:
+            key_N = np.sort(mix(chunk.video_N, segment_N))
+            repeated = bool((key_N[1:] == key_N[:-1]).any())
+        if repeated:
+            order = np.lexsort((chunk.video_N, segment_N))
+            video, segment = chunk.video_N[order], segment_N[order]
+            same = np.r_[False, (video[1:] == video[:-1]) & (segment[1:] == segment[:-1])]
+            self._refuse(same, chunk, segment, "ranks a video twice; drop the duplicates")
+
+    def _look_at_scores(self, score_N: Floats, start_S: Ints, segment_N: Ints) -> None:
+        inside = segment_N[1:] == segment_N[:-1]
+        several_S = np.bincount(segment_N) > 1
+        flat_S = np.minimum.reduceat(score_N, start_S) == np.maximum.reduceat(score_N, start_S)
+        self.equal += int((flat_S & several_S).sum())
+        step_N = np.diff(score_N)
+        self.unordered += len(np.unique(segment_N[1:][inside & (step_N > 0)]))
+        self.tied += len(np.unique(segment_N[1:][inside & (step_N == 0)]))
+
+
+class _VideoCodes:
+    """Video ids as 64-bit words: int64 ids are their own code, strings get theirs in order of arrival."""
+
+    def __init__(self, first: pa.Array) -> None:
+        self.known: pa.Array | None = None if pa.types.is_int64(first.type) else first.unique()
+
+    def encode(self, column: pa.Array) -> Words:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_int64(kind) != (self.known is None):
+            mine = "int64" if self.known is None else "string"
+            raise ContractError(f"truth has video_id as {mine} and the run as {kind}; cast one of them")
+        if self.known is None:
+            number: Words = plain_ids(column).to_numpy(zero_copy_only=False).view(np.uint64)
+            return number
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        words = encoded.dictionary.cast(pa.large_string())
+        code = pc.index_in(words, value_set=self.known)
+        if code.null_count:
+            self.known = pa.concat_arrays([self.known, words.filter(pc.is_null(code)).unique()])
+            code = pc.index_in(words, value_set=self.known)
+        return code.to_numpy(zero_copy_only=False).astype(np.uint64)[
+            encoded.indices.to_numpy(zero_copy_only=False)
+        ]
+
+
+class _TruthIndex:
+    """Which truth row is (request row, video code)? Mostly none: a bitmap says so at once."""
+
+    def __init__(self, video_T: Words, request_T: Ints) -> None:
+        key_T = mix(video_T, request_T)
+        self.order = np.argsort(key_T, kind="stable")
+        self.key_T, self.video_T, self.request_T = (
+            key_T[self.order],
+            video_T[self.order],
+            request_T[self.order],
+        )
+        bits = min(27, max(10, int(len(key_T) * 16).bit_length()))
+        self.shift = np.uint64(64 - bits)
+        self.maybe = np.zeros(1 << bits, np.bool_)
+        self.maybe[key_T >> self.shift] = True
+
+    def find(self, row_N: Ints, video_N: Words) -> tuple[Ints, Ints]:
+        """Positions in the arguments that match, and the truth row of each."""
+        key_N = mix(video_N, row_N)
+        at = np.flatnonzero(self.maybe[key_N >> self.shift])
+        place = np.searchsorted(self.key_T, key_N[at])
+        hit_at, hit_truth = [], []
+        while len(at):
+            inside = place < len(self.key_T)
+            at, place = at[inside], place[inside]
+            same = self.key_T[place] == key_N[at]
+            at, place = at[same], place[same]
+            match = (self.video_T[place] == video_N[at]) & (self.request_T[place] == row_N[at])
+            hit_at.append(at[match])
+            hit_truth.append(self.order[place[match]])
+            at, place = at[~match], place[~match] + 1
+        none = np.zeros(0, np.int64)
+        found, rows = np.concatenate([none, *hit_at]), np.concatenate([none, *hit_truth])
+        order = np.argsort(found, kind="stable")
+        return found[order], rows[order]
+
+
+def mix(video_N: Words, row_N: Ints) -> Words:
+    """A 64-bit hash of (row, video): the finalizer of splitmix64."""
+    word = video_N + row_N.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    word ^= word >> np.uint64(30)
+    word *= np.uint64(0xBF58476D1CE4E5B9)
+    word ^= word >> np.uint64(27)
+    word *= np.uint64(0x94D049BB133111EB)
+    word ^= word >> np.uint64(31)
+    return word
+
+
+def segments(column: pa.Array) -> tuple[Ints, pa.Array]:
+    """Start of every run of equal ids and the id of each run. ``[a, a, b]`` → ``[0, 2]``, ``[a, b]``."""
+    if pa.types.is_dictionary(column.type):
+        code = column.indices.to_numpy(zero_copy_only=False)
+        starts = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
+        return starts, column.dictionary.take(pa.array(code[starts])).cast(pa.large_string())
+    ids = plain_ids(column)
+    if pa.types.is_int64(ids.type):
+        value = ids.to_numpy()
+        starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+        return starts, pa.array(value[starts])
+    encoded = pc.run_end_encode(ids)
+    ends = encoded.run_ends.to_numpy()
+    return np.r_[0, ends[:-1]].astype(np.int64), encoded.values
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    ids = ("request_id", "video_id")
+    columns = [plain_ids(batch.column(n)) if n in ids else batch.column(n) for n in batch.schema.names]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -1,0 +1,99 @@
+"""The command end to end: exit codes, report.json, what is on screen."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from shopreel import main
+from tests.evaluation.worlds import run_table, truth_table, write
+
+GAINS = {f"r{r}": {r: 1.0, 1000 + r: 1.0} for r in range(60)}
+GOOD = {f"r{r}": [r, 500, 501] for r in range(60)}
+POOR = {f"r{r}": [502, 500, r] if r % 2 else [500, 501, 502] for r in range(60)}
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> Path:
+    folder = tmp_path / "replay"
+    folder.mkdir()
+    write(truth_table(GAINS), folder / "truth.parquet")
+    for stage, lists in (("exact", GOOD), ("index", GOOD), ("feed", POOR)):
+        stages = pa.array([stage] * sum(map(len, lists.values())))
+        write(run_table(lists, stage=stages), folder / f"run_{stage}.parquet")
+    return folder
+
+
+def test_replay_folder_gives_a_report_per_stage(
+    replay: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["evaluate", f"run={replay}", f"out={out}", "cutoffs=[2,3]", "replicates=200"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["primary"] == "feed"
+    assert list(report["runs"]) == ["exact", "index", "feed"]
+    assert report["metrics"] == report["runs"]["feed"]["metrics"]
+    exact = report["runs"]["exact"]["metrics"]["recall@2"]
+    assert exact == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 60}
+    feed = report["metrics"]["recall@3"]
+    assert feed["value"] == 0.25
+    assert 0.15 < feed["low"] < 0.25 < feed["high"] < 0.35
+    assert report["protocol"]["users"] == 60
+    screen = capsys.readouterr().out
+    assert "recall@3" in screen
+    assert "0.2500" in screen
+
+
+def test_gate_exits_with_three(replay: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["evaluate", f"run={replay}", "replicates=100", "metrics=[recall]", "cutoffs=[2]"]
+    assert main([*base, "fail_under='recall@3>=0.2'"]) == 0
+    assert main([*base, "fail_under='recall@3>=0.2,ndcg@3>0.9'"]) == 3
+    assert "ndcg@3>0.9 does not hold: ndcg@3 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fail_under=ndcg", "is not of the form ndcg@20>=0.1"),
+        ("fail_under='auc/click>=0.5'", "no metric 'auc/click' in this report"),
+        ("cutoffs=[0]", "cutoffs must be a list of ranks from 1"),
+        ("metrics=[recal]", "is not one of recall"),
+        ("truth=nowhere.parquet", "no such file"),
+        ("run=null", "nothing to evaluate"),
+        ("runn=x", "did you mean run?"),
+    ],
+)
+def test_mistakes_exit_with_two(
+    replay: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert main(["evaluate", f"run={replay}", "replicates=100", override]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_existing_out_is_refused_and_left_alone(
+    replay: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    assert main(["evaluate", f"run={replay}", f"out={out}"]) == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+
+
+def test_warnings_name_what_would_mislead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = write(truth_table(GAINS), tmp_path / "truth.parquet")
+    lists = {f"r{r}": [r, 500] for r in range(30)} | {"stranger": [1, 2]}
+    table = run_table(lists)
+    flat = table.set_column(3, "score", pa.array([0.5] * table.num_rows))
+    run = write(flat, tmp_path / "run.parquet")
+    assert main(["evaluate", f"run={run}", f"truth={truth}", "replicates=100"]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "covers 30 of 60 requests" in screen
+    assert "1 requests are not in the truth" in screen
+    assert "all scores are equal in 30 requests" in screen
+    assert "shorter than the cutoff" in screen
+    assert "does not state its split" in screen
