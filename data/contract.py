@@ -266,8 +266,9 @@ def _check_unknown_videos(
             connection, files, f"select filename, file_row_number, video_id {missing} order by 1, 2 limit 1"
         )[0]
         raise ContractError(
-            f"{file}, column video_id, row {row} (from 0): video {video} is not in videos, as in {unknown:,} of "
-            f"{total:,} {table} ({unknown / total:.2%}, allowed {max_unknown_share:.2%}); add it or leave the row out"
+            f"{file}, column video_id, row {row} (from 0): video {video} is not in videos, as in "
+            f"{unknown:,} of {total:,} {table} ({unknown / total:.2%}, allowed {max_unknown_share:.2%}); "
+            "add it or leave the row out"
         )
 
 
