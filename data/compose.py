@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import ConfigError
 
+CONFIGS = "configs"
 C = TypeVar("C")
 
 
@@ -36,7 +37,7 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     words = [_override(command, word) for word in overrides]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("configs", version_base="1.3", job_name=command):
+        with initialize_config_module(CONFIGS, version_base="1.3", job_name=command):
             config = hydra_compose(command, overrides=words)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -105,7 +106,7 @@ def _unknown(command: str, key: str) -> str:
 
 
 def _keys(command: str) -> list[str]:
-    with initialize_config_module("configs", version_base="1.3", job_name=command):
+    with initialize_config_module(CONFIGS, version_base="1.3", job_name=command):
         return list(_walk(hydra_compose(command), ""))
 
 

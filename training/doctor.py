@@ -152,7 +152,8 @@ def _torch(facts: Facts) -> list[Finding]:
 
 
 def _fbgemm(facts: Facts) -> list[Finding]:
-    cuda_wheel = "fbgemm-gpu" in facts.versions and "fbgemm-gpu-cpu" not in facts.versions
+    # The local package that only carries the name is +cpu; see requirements/fbgemm-gpu-cpu.
+    cuda_wheel = not facts.versions.get("fbgemm-gpu", "+cpu").endswith("+cpu")
     if cuda_wheel and not facts.nvidia_driver:
         says = (
             f"the CUDA wheel fbgemm-gpu {facts.versions['fbgemm-gpu']} cannot load on a machine without CUDA"
