@@ -164,7 +164,8 @@ def _fbgemm(facts: Facts) -> list[Finding]:
         return [_broken("fbgemm", facts.fbgemm, facts)]
     says = f"{facts.fbgemm.values.get('version')}, operators load"
     if facts.torch.values.get("cuda") and facts.nvidia_driver and not cuda_wheel:
-        mend = f"the GPU needs the CUDA wheel: python -m pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu, then {INSTALL['cuda']}"
+        uninstall = "python -m pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu"
+        mend = f"the GPU needs the CUDA wheel: {uninstall}, then {INSTALL['cuda']}"
         return [Finding("fbgemm", says + " (CPU only)", mend, problem=True)]
     return [Finding("fbgemm", says)]
 
