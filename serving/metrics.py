@@ -1,0 +1,53 @@
+"""What the server tells Prometheus. One instance per application, so that tests never share counts."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (.0005, .001, .002, .004, .008, .016, .032, .064, .1, .2, .4, .8, 1.6, 3.2)  # fmt: skip
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters and histograms, all under ``shopreel_``; times in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
+        self.requests = counter("shopreel_requests", "HTTP requests", ["route", "status"])
+        self.request_seconds = seconds("shopreel_request_seconds", "Time to answer", ["route"])
+        self.stage_seconds = seconds("shopreel_stage_seconds", "Time in a stage of a request", ["stage"])
+        self.degraded = counter("shopreel_degraded", "Answers that lack something", ["reason"])
+        self.shed = counter("shopreel_shed", "Requests turned away", ["reason"])
+        self.slots = counter("shopreel_slots", "Videos handed out", ["source"])
+        self.empty_pages = counter("shopreel_empty_pages", "Pages without a video: all were shown")
+        self.events = counter("shopreel_events", "Events taken in", ["kind"])
+        self.duplicates = counter("shopreel_duplicate_events", "Events that were taken in before")
+        self.batch_size = Histogram(
+            "shopreel_batch_size", "Requests ranked together", buckets=_SIZES, registry=registry
+        )
+        self.in_flight = gauge("shopreel_in_flight", "Requests being worked on")
+        self.bundle = gauge("shopreel_bundle", "1 for the bundle that is being served", ["bundle"])
+        self.swaps = counter("shopreel_bundle_swaps", "Bundles taken into service, or refused", ["result"])
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block as one stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(name).observe(time.perf_counter() - start)
+
+    def serving(self, bundle: str) -> None:
+        """Record that ``bundle`` is the one being served from now on."""
+        self.bundle.clear()
+        self.bundle.labels(bundle).set(1)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,399 @@
+"""The embedded store: one SQLite file in WAL mode, shared by the threads and processes of one machine.
+
+Writes go through one thread per process that commits whatever has gathered in one transaction
+(``synchronous=FULL``), so that durability costs one disk sync per group, not per request. Reads use one
+connection per thread and never wait for writes.
+"""
+
+import queue
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from data.errors import ConfigError
+from serving.state.protocol import (
+    EventRecord,
+    Id,
+    Limits,
+    LoggedEvent,
+    LoggedPage,
+    Mark,
+    PageRecord,
+    SessionGone,
+    SessionState,
+    Step,
+    StoreUnavailable,
+    UserState,
+    Window,
+    id_from_key,
+    id_key,
+    last_steps,
+)
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE users (
+    user TEXT PRIMARY KEY, steps BLOB NOT NULL, marks BLOB NOT NULL, touched_ms INTEGER NOT NULL
+);
+CREATE INDEX users_touched ON users (touched_ms);
+CREATE TABLE exposures (
+    user TEXT NOT NULL, kind TEXT NOT NULL, bucket INTEGER NOT NULL, videos BLOB NOT NULL,
+    UNIQUE (user, kind, bucket)
+);
+CREATE INDEX exposures_bucket ON exposures (kind, bucket);
+CREATE TABLE sessions (
+    session BLOB PRIMARY KEY, user TEXT NOT NULL, pages INTEGER NOT NULL, touched_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sessions_touched ON sessions (touched_ms);
+CREATE TABLE pages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, session BLOB NOT NULL, page INTEGER NOT NULL,
+    videos BLOB NOT NULL, body BLOB NOT NULL, log BLOB NOT NULL,
+    UNIQUE (session, page)
+);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE,
+    received_ms INTEGER NOT NULL, event BLOB NOT NULL
+);
+CREATE INDEX events_received ON events (received_ms);
+"""
+_GROUP = 256  # writes in one transaction at most
+_BUSY_S = 5.0  # how long to wait for another process's write
+
+_encode = msgspec.msgpack.Encoder().encode
+_steps = msgspec.msgpack.Decoder(list[Step])
+_videos = msgspec.msgpack.Decoder(list[Id])
+_marks = msgspec.msgpack.Decoder(dict[Mark, list[Id]])
+_event = msgspec.msgpack.Decoder(EventRecord)
+_NO_STEPS, _NO_MARKS = _encode([]), _encode({})
+
+Write = Callable[[sqlite3.Connection], object]
+
+
+class SqliteStore:
+    """A :class:`serving.state.protocol.Store` in one file."""
+
+    def __init__(self, path: str | Path, limits: Limits) -> None:
+        """Open or make the file. Raises :class:`ConfigError` where that is impossible."""
+        self._path = Path(path)
+        self._limits = limits
+        self._windows = {"seen": Window(limits.seen_ttl_ms), "served": Window(limits.served_ttl_ms)}
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._readers: list[sqlite3.Connection] = []
+        self._closed = False
+        if not self._path.parent.is_dir():
+            raise ConfigError(f"store=sqlite:///{path}: no directory {self._path.parent}; make it first")
+        try:
+            self._writer = self._connect()
+            self._prepare(self._writer)
+        except sqlite3.Error as error:
+            raise ConfigError(f"store=sqlite:///{path}: {error}; give a path that can be written") from None
+        self._queue: queue.SimpleQueue[tuple[Write, Future[object]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    # reads
+
+    def secret(self) -> bytes:
+        """See :meth:`Store.secret`."""
+        with self._read() as db:
+            return bytes(db.execute("SELECT value FROM meta WHERE key = 'secret'").fetchone()[0])
+
+    def user(self, user_id: Id, now_ms: int) -> UserState:
+        """See :meth:`Store.user`."""
+        key = id_key(user_id)
+        state = UserState()
+        with self._read() as db:
+            row = db.execute("SELECT steps, marks FROM users WHERE user = ?", (key,)).fetchone()
+            state.seen = self._exposed(db, key, "seen", now_ms)
+            state.served = self._exposed(db, key, "served", now_ms)
+        if row is not None:
+            state.steps, state.marks = _steps.decode(row[0]), _marks.decode(row[1])
+        return state
+
+    def session(self, session_id: bytes, page: int) -> SessionState:
+        """See :meth:`Store.session`."""
+        with self._read() as db:
+            row = db.execute("SELECT user, pages FROM sessions WHERE session = ?", (session_id,)).fetchone()
+            if row is None:
+                raise SessionGone
+            found = db.execute(
+                "SELECT videos FROM pages WHERE session = ? ORDER BY page", (session_id,)
+            ).fetchall()
+            query = "SELECT body, log FROM pages WHERE session = ? AND page = ?"
+            body, log = db.execute(query, (session_id, page)).fetchone() or (None, None)
+        served = [video for (blob,) in found for video in _videos.decode(blob)]
+        return SessionState(id_from_key(row[0]), row[1], served, body, log)
+
+    def is_empty(self) -> bool:
+        """See :meth:`Store.is_empty`."""
+        with self._read() as db:
+            return db.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
+
+    def events_after(self, seq: int, limit: int) -> list[LoggedEvent]:
+        """See :meth:`Store.events_after`."""
+        with self._read() as db:
+            query = "SELECT seq, event FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+            rows = db.execute(query, (seq, limit))
+            return [LoggedEvent(number, _event.decode(blob)) for number, blob in rows]
+
+    def pages_after(self, seq: int, limit: int) -> list[LoggedPage]:
+        """See :meth:`Store.pages_after`."""
+        with self._read() as db:
+            query = "SELECT seq, body, log FROM pages WHERE seq > ? ORDER BY seq LIMIT ?"
+            return [LoggedPage(*row) for row in db.execute(query, (seq, limit))]
+
+    # writes
+
+    def accept(self, events: Sequence[EventRecord]) -> list[bool]:
+        """See :meth:`Store.accept`."""
+        return self._write(lambda db: self._accept(db, events))
+
+    def commit_page(self, page: PageRecord) -> bytes:
+        """See :meth:`Store.commit_page`."""
+        return self._write(lambda db: self._commit_page(db, page))
+
+    def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:
+        """See :meth:`Store.warm`."""
+        count = 0
+        for group in _chunks(users, 1_000):
+            count += self._write(lambda db, group=group: self._warm(db, group, now_ms))  # type: ignore[misc]
+        return count
+
+    def sweep(self, now_ms: int) -> int:
+        """See :meth:`Store.sweep`."""
+        limits = self._limits
+        gone = 0
+        while count := self._write(lambda db: self._drop_sessions(db, now_ms - limits.session_ttl_ms)):
+            gone += count
+        for kind, window in self._windows.items():
+            first = window.live(now_ms).start
+            gone += self._delete("exposures", "kind = ? AND bucket < ?", (kind, first))
+        gone += self._delete("users", "touched_ms < ?", (now_ms - limits.user_ttl_ms,))
+        return gone + self._delete("events", "received_ms < ?", (now_ms - limits.event_ttl_ms,))
+
+    def ping(self) -> None:
+        """See :meth:`Store.ping`."""
+        self._write(lambda db: None)
+
+    def close(self) -> None:
+        """See :meth:`Store.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+        with self._lock:
+            for connection in [*self._readers, self._writer]:
+                connection.close()
+
+    # inside
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+        if version not in (0, SCHEMA_VERSION):
+            raise ConfigError(
+                f"store=sqlite:///{self._path}: made by another version of shopreel "
+                f"(store schema {version}, this one reads {SCHEMA_VERSION}); give a new file"
+            )
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        try:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            if db is None:
+                db = self._local.db = self._connect()
+                with self._lock:
+                    self._readers.append(db)
+            db.execute("BEGIN")  # one snapshot for all statements of the block
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreUnavailable(str(error)) from error
+
+    def _write(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            self._queue.put((write, future))  # type: ignore[arg-type]
+        return future.result()
+
+    def _delete(self, table: str, where: str, values: tuple[object, ...], step: int = 5_000) -> int:
+        """Delete in small transactions, so that a large sweep holds nobody up."""
+        delete = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {where} LIMIT {step})"
+        gone = 0
+        while count := self._write(lambda db: db.execute(delete, values).rowcount):
+            gone += count
+        return gone
+
+    @staticmethod
+    def _drop_sessions(db: sqlite3.Connection, before_ms: int) -> int:
+        query = "SELECT session FROM sessions WHERE touched_ms < ? LIMIT 200"
+        sessions = db.execute(query, (before_ms,)).fetchall()
+        gone = 0
+        for session in sessions:
+            gone += db.execute("DELETE FROM pages WHERE session = ?", session).rowcount
+            gone += db.execute("DELETE FROM sessions WHERE session = ?", session).rowcount
+        return gone
+
+    def _write_loop(self) -> None:
+        open_for_work = True
+        while open_for_work:
+            group = [self._queue.get()]
+            while len(group) < _GROUP and not self._queue.empty():
+                group.append(self._queue.get())
+            open_for_work = None not in group
+            self._write_group([job for job in group if job is not None])
+
+    def _write_group(self, group: list[tuple[Write, "Future[object]"]]) -> None:
+        db = self._writer
+        done: list[tuple[Future[object], object]] = []
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for write, future in group:
+                db.execute("SAVEPOINT job")
+                try:
+                    done.append((future, write(db)))
+                except Exception as error:
+                    if not db.in_transaction:  # SQLite gave the whole transaction up, as on a full disk
+                        raise
+                    db.execute("ROLLBACK TO job")
+                    future.set_exception(_translate(error))
+                db.execute("RELEASE job")
+            db.execute("COMMIT")
+        except Exception as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(_translate(error))
+            return
+        for future, value in done:
+            future.set_result(value)
+
+    def _accept(self, db: sqlite3.Connection, events: Sequence[EventRecord]) -> list[bool]:
+        fresh: list[bool] = []
+        by_user: dict[str, list[EventRecord]] = {}
+        for event in events:
+            new = db.execute(
+                "INSERT OR IGNORE INTO events (event_id, received_ms, event) VALUES (?, ?, ?)",
+                (event.event_id, event.received_ms, _encode(event)),
+            ).rowcount
+            fresh.append(new == 1)
+            if new:
+                by_user.setdefault(id_key(event.user_id), []).append(event)
+        for key, news in by_user.items():
+            row = db.execute("SELECT steps, marks FROM users WHERE user = ?", (key,)).fetchone()
+            steps = _steps.decode(row[0]) if row else []
+            marks = _marks.decode(row[1]) if row else {}
+            steps = last_steps([*steps, *(event.step for event in news)], self._limits.history_steps)
+            for event in news:
+                for kind, value in event.marks:
+                    kept = [other for other in marks.get(kind, ()) if other != value]
+                    marks[kind] = [*kept, value][-self._limits.marks_per_kind :]
+            db.execute(
+                "INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?)",
+                (key, _encode(steps), _encode(marks), max(event.received_ms for event in news)),
+            )
+            for bucket, videos in _by_bucket(self._windows["seen"], news).items():
+                self._expose(db, key, "seen", bucket, videos)
+        return fresh
+
+    def _exposed(self, db: sqlite3.Connection, key: str, kind: str, now_ms: int) -> list[Id]:
+        live = self._windows[kind].live(now_ms)
+        query = "SELECT videos FROM exposures WHERE user = ? AND kind = ? AND bucket BETWEEN ? AND ?"
+        found = db.execute(query, (key, kind, live.start, live.stop - 1)).fetchall()
+        lists = [_videos.decode(blob) for (blob,) in found]
+        return lists[0] if len(lists) == 1 else list(dict.fromkeys(video for part in lists for video in part))
+
+    def _expose(self, db: sqlite3.Connection, key: str, kind: str, bucket: int, videos: Iterable[Id]) -> None:
+        query = "SELECT videos FROM exposures WHERE user = ? AND kind = ? AND bucket = ?"
+        row = db.execute(query, (key, kind, bucket)).fetchone()
+        merged = list(dict.fromkeys([*(_videos.decode(row[0]) if row else ()), *videos]))
+        insert = "INSERT OR REPLACE INTO exposures VALUES (?, ?, ?, ?)"
+        db.execute(insert, (key, kind, bucket, _encode(merged)))
+
+    def _commit_page(self, db: sqlite3.Connection, page: PageRecord) -> bytes:
+        key = id_key(page.user_id)
+        row = db.execute("SELECT user, pages FROM sessions WHERE session = ?", (page.session_id,)).fetchone()
+        user, pages = row or (key, 0)
+        if user != key or page.page > pages:
+            raise SessionGone
+        if page.page < pages:
+            sql = "SELECT body FROM pages WHERE session = ? AND page = ?"
+            return bytes(db.execute(sql, (page.session_id, page.page)).fetchone()[0])
+        db.execute(
+            "INSERT INTO pages (session, page, videos, body, log) VALUES (?, ?, ?, ?, ?)",
+            (page.session_id, page.page, _encode(page.video_ids), page.body, page.log),
+        )
+        db.execute(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)",
+            (page.session_id, key, page.page + 1, page.time_ms),
+        )
+        if page.video_ids:
+            self._expose(db, key, "served", self._windows["served"].bucket(page.time_ms), page.video_ids)
+        return page.body
+
+    def _warm(
+        self, db: sqlite3.Connection, users: Sequence[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int
+    ) -> int:
+        bucket = self._windows["seen"].bucket(now_ms)
+        for user_id, steps, seen in users:
+            key = id_key(user_id)
+            kept = _encode(last_steps(steps, self._limits.history_steps))
+            db.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?)", (key, kept, _NO_MARKS, now_ms))
+            if seen:
+                self._expose(db, key, "seen", bucket, seen)
+        return len(users)
+
+
+def _by_bucket(window: Window, events: Iterable[EventRecord]) -> dict[int, list[Id]]:
+    """Videos by the bucket in which the server heard of them: an event told late is remembered full time."""
+    buckets: dict[int, list[Id]] = {}
+    for event in events:
+        buckets.setdefault(window.bucket(event.received_ms), []).append(event.video_id)
+    return buckets
+
+
+def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for value in values:
+        chunk.append(value)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _translate(error: Exception) -> Exception:
+    return StoreUnavailable(str(error)) if isinstance(error, sqlite3.Error) else error
