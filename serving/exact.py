@@ -84,7 +84,9 @@ class ExactSearch:
                 for score_N, rows in zip(score_BN, exclude[start : start + len(block_BD)], strict=True):
                     score_N[rows[(rows >= 0) & (rows < count)]] = -np.inf
             kth = count - min(k, count - 1)
-            floor_B = np.partition(score_BN, kth, axis=1)[:, kth] - self._slack * np.linalg.norm(block_BD, axis=1)
+            floor_B = np.partition(score_BN, kth, axis=1)[:, kth] - self._slack * np.linalg.norm(
+                block_BD, axis=1
+            )
             for user_D, score_N, floor in zip(block_BD, score_BN, floor_B, strict=True):
                 rows = np.flatnonzero(score_N >= max(floor, np.finfo(np.float32).min))
                 hits.append(best_first(rows, pair_scores(self.vectors_ND[rows], user_D), k))

@@ -1,0 +1,204 @@
+"""Approximate search over the catalogue: the only place that knows FAISS.
+
+The metric is the inner product of the towers' final vectors, always. Faiss ids never leave this file:
+what comes out are catalogue rows, and the -1 of an unfilled place is dropped here.
+
+Axes: N catalogue rows (row 0 unknown, never indexed), D dimensions, B users.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from data.errors import ContractError
+from serving.exact import ExactSearch, Mask, Rows, Vectors, pair_scores
+
+
+class IndexKind(Enum):
+    """How candidates are found."""
+
+    exact = "exact"
+    hnsw = "hnsw"
+    ivf = "ivf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexParameters:
+    """What an index was built with and how wide it searches.
+
+    ``width`` is efSearch for ``hnsw`` and nprobe for ``ivf``, tuned for lists of ``k`` videos.
+    ``links`` are neighbours per graph node, ``build_width`` is efConstruction, ``lists`` the inverted
+    lists; each is 0 where the kind has no such thing.
+    """
+
+    kind: IndexKind
+    k: int
+    width: int = 0
+    links: int = 0
+    build_width: int = 0
+    lists: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of :meth:`from_json`."""
+        return asdict(self) | {"kind": self.kind.value}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "IndexParameters":
+        """Rebuild; an unknown kind or key raises ``ValueError`` or ``TypeError``."""
+        return cls(**(value | {"kind": IndexKind(value["kind"])}))
+
+
+def choose_kind(videos: int, *, exact_below: int, hnsw_below: int) -> IndexKind:
+    """The rule: exact search while one pass over the catalogue is cheap, a graph while it fits in memory.
+
+    Below ``exact_below`` videos brute force takes a few milliseconds a request and loses nothing;
+    below ``hnsw_below`` HNSW is the fastest at high recall, at about 300 bytes a video beside its
+    vector; above, inverted lists with half-precision vectors.
+    """
+    if videos < exact_below:
+        return IndexKind.exact
+    return IndexKind.hnsw if videos < hnsw_below else IndexKind.ivf
+
+
+class ApproximateIndex:
+    """A FAISS index over rows 1..N of ``vectors_ND``."""
+
+    def __init__(self, index: Any, parameters: IndexParameters) -> None:
+        self._index = index
+        self.parameters = parameters
+
+    @classmethod
+    def build(cls, vectors_ND: Vectors, parameters: IndexParameters, *, seed: int = 0) -> "ApproximateIndex":
+        """Index every row but 0. Takes minutes for millions of videos; ``width`` is tuned afterwards."""
+        dim = vectors_ND.shape[1]
+        videos_ND = np.ascontiguousarray(vectors_ND[1:], np.float32)
+        if parameters.kind is IndexKind.hnsw:
+            index = faiss.IndexHNSWFlat(dim, parameters.links, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = parameters.build_width
+        elif parameters.kind is IndexKind.ivf:
+            index = faiss.IndexIVFScalarQuantizer(
+                faiss.IndexFlatIP(dim), dim, parameters.lists, faiss.ScalarQuantizer.QT_fp16,
+                faiss.METRIC_INNER_PRODUCT,
+            )  # fmt: skip
+            index.cp.seed = seed
+            index.cp.spherical = True
+            index.cp.min_points_per_centroid = 1
+            index.train(_sample(videos_ND, 64 * parameters.lists, seed))
+        else:
+            raise ValueError(f"an index of kind {parameters.kind.value} is not built; use serving.exact")
+        index.add(videos_ND)
+        return cls(index, parameters)
+
+    @classmethod
+    def load(cls, path: Path, parameters: IndexParameters, shape: tuple[int, int]) -> "ApproximateIndex":
+        """Read a saved index of a ``[N, D]`` catalogue; refuse one of another kind, size or metric."""
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise ContractError(
+                f"{path}: not a FAISS index ({str(error).splitlines()[0]}); publish again"
+            ) from None
+        wanted = {IndexKind.hnsw: faiss.IndexHNSWFlat, IndexKind.ivf: faiss.IndexIVFScalarQuantizer}
+        found = (index.ntotal + 1, index.d)
+        if type(index) is not wanted[parameters.kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ContractError(
+                f"{path}: holds {type(index).__name__}, the manifest says {parameters.kind.value}"
+            )
+        if found != shape:
+            raise ContractError(
+                f"{path}: indexes {found} rows × dimensions, the vectors are {shape}; publish again"
+            )
+        return cls(index, parameters)
+
+    def save(self, path: Path) -> None:
+        """Write the FAISS file; the parameters belong into the manifest."""
+        faiss.write_index(self._index, str(path))
+
+    def search(self, user_BD: Vectors, k: int, *, eligible: Mask | None = None) -> list[Rows]:
+        """About the best ``k`` rows of every user in no promised order, fewer where it found fewer.
+
+        ``eligible`` bool[N] limits the answer to its rows. The search widens with ``k`` beyond the
+        one it was tuned for, and as fewer rows are eligible.
+        """
+        count = int(self._index.ntotal)
+        k = min(k, count)
+        if k < 1 or not len(user_BD):
+            return [np.empty(0, np.int64)] * len(user_BD)
+        share = 1.0 if eligible is None else float(eligible[1:].mean())
+        if share == 0.0:
+            return [np.empty(0, np.int64)] * len(user_BD)
+        selector = (
+            None if eligible is None else faiss.IDSelectorBitmap(np.packbits(eligible[1:], bitorder="little"))
+        )
+        width = self._width(k, share)
+        if self.parameters.kind is IndexKind.hnsw:
+            search = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+        else:
+            search = faiss.SearchParametersIVF(nprobe=width, sel=selector)
+        _, id_BK = self._index.search(np.ascontiguousarray(user_BD, np.float32), k, params=search)
+        return [ids[ids >= 0] + 1 for ids in id_BK]
+
+    def effort(self, k: int, share: float) -> float:
+        """About what a search for ``k`` costs in passes of brute force; from 1 on it is not worth it.
+
+        ``share`` of the rows are eligible, in (0, 1].
+        """
+        width = self._width(k, share)
+        if self.parameters.kind is IndexKind.ivf:
+            return width / self.parameters.lists
+        # each unit of efSearch visits a node and reads the vectors of its neighbours out of order
+        return width * 2 * self.parameters.links / max(1, int(self._index.ntotal))
+
+    def _width(self, k: int, share: float) -> int:
+        parameters = self.parameters
+        width = int(np.ceil(parameters.width * max(1.0, k / parameters.k) / share))
+        return max(width, k) if parameters.kind is IndexKind.hnsw else min(width, parameters.lists)
+
+    def tuned(
+        self, vectors_ND: Vectors, user_BD: Vectors, recall_target: float
+    ) -> tuple["ApproximateIndex", float]:
+        """The narrowest search that reaches ``recall_target`` on ``user_BD``, and the recall it reached.
+
+        Doubles the width until the target is met or the whole catalogue is searched.
+        """
+        kind, k = self.parameters.kind, self.parameters.k
+        limit = self.parameters.lists if kind is IndexKind.ivf else int(self._index.ntotal)
+        truth = ExactSearch(vectors_ND).search(user_BD, k)
+        width = 1 if kind is IndexKind.ivf else k
+        while True:
+            candidate = ApproximateIndex(self._index, replace(self.parameters, width=min(width, limit)))
+            found = candidate.search(user_BD, k)
+            recall = recall_of(found, [hits.score for hits in truth], vectors_ND, user_BD)
+            if recall >= recall_target or width >= limit:
+                return candidate, recall
+            width *= 2
+
+
+def recall_of(
+    found: Sequence[Rows], truth: Sequence[Vectors], vectors_ND: Vectors, user_BD: Vectors
+) -> float:
+    """Share of the true top-k that was found, in [0, 1]; 1.0 where there is no truth at all.
+
+    ``truth`` holds each user's exact scores, best first. A found video counts when it scores at least
+    as high as the last true one, so that equal videos may stand for one another; a row found twice
+    counts once.
+    """
+    wanted = hit = 0
+    for rows, scores, user_D in zip(found, truth, user_BD, strict=True):
+        wanted += len(scores)
+        if len(scores):
+            distinct = np.unique(rows)
+            hit += min(len(scores), int((pair_scores(vectors_ND[distinct], user_D) >= scores[-1]).sum()))
+    return hit / wanted if wanted else 1.0
+
+
+def _sample(vectors_ND: Vectors, size: int, seed: int) -> Vectors:
+    if len(vectors_ND) <= size:
+        return vectors_ND
+    rows = np.random.default_rng(seed).choice(len(vectors_ND), size, replace=False)
+    return vectors_ND[np.sort(rows)]
