@@ -4,7 +4,7 @@ A *step* is one impression with the labels that it carries itself, or one later 
 the time it happened. A history therefore never contains an outcome before it happened.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,21 +84,36 @@ def history_from_records(
     order that ``prepare`` gives them: time to the millisecond, impressions before actions, video.
     """
     rows = list(records)
-    if not rows:
+    masks = [_masks(row) for row in rows]
+    return history_from_columns(
+        catalogue, surfaces,
+        video_id=[row["video_id"] for row in rows], time_ms=[_time_ms(row) for row in rows],
+        actions=[true for true, _ in masks], known=[seen for _, seen in masks],
+        watch_ms=[_watch_ms(row) for row in rows], surface=[row.get("surface") for row in rows],
+        is_action=[_is_action(row) for row in rows],
+    )  # fmt: skip
+
+
+def history_from_columns(
+    catalogue: Vocabulary, surfaces: Vocabulary, *, video_id: Sequence[int | str], time_ms: Sequence[int],
+    actions: Sequence[int], known: Sequence[int], watch_ms: Sequence[int], surface: Sequence[str | None],
+    is_action: Sequence[bool],
+) -> UserHistory:  # fmt: skip
+    """Build a history from equal-length columns, in any order; see :func:`history_from_records`.
+
+    ``actions`` and ``known`` are bit masks, ``watch_ms`` is -1 where unknown. An action has no surface.
+    """
+    if not video_id:
         return UserHistory.empty()
-    time_ms = np.array([_time_ms(row) for row in rows], np.int64)
-    action = np.array([_is_action(row) for row in rows])
-    bits = [_masks(row) for row in rows]
-    video_row = catalogue.rows([row["video_id"] for row in rows])
-    actions = np.array([true for true, _ in bits], np.int32)
-    known = np.array([seen for _, seen in bits], np.int32)
-    watch = np.array([_watch_ms(row) for row in rows], np.int32)
-    surface = surfaces.rows([row.get("surface") for row in rows]).astype(np.int32)
-    surface[action] = 0
-    order = np.lexsort((surface, watch, known, actions, video_row, action, time_ms))
-    return UserHistory(
-        video_row[order], time_ms[order], actions[order], known[order], watch[order], surface[order]
-    )
+    action = np.array(is_action, bool)
+    steps = UserHistory(
+        catalogue.rows(video_id), np.array(time_ms, np.int64), np.array(actions, np.int32),
+        np.array(known, np.int32), np.array(watch_ms, np.int32), surfaces.rows(surface).astype(np.int32),
+    )  # fmt: skip
+    steps.surface_row[action] = 0
+    ties = (steps.surface_row, steps.watch_ms, steps.known, steps.actions, steps.video_row, action)
+    order = np.lexsort((*ties, steps.time_ms))
+    return steps.take(order)
 
 
 def _is_action(row: Mapping[str, Any]) -> bool:

@@ -86,7 +86,7 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     @property
     def step(self) -> Step:
         """What this event adds to its user's history."""
-        watch_ms = -1 if self.watch_ms is None else self.watch_ms
+        watch_ms = -1 if self.watch_ms is None else min(self.watch_ms, 2**31 - 1)
         is_action = self.kind == "action"
         return Step(self.video_id, self.time_ms, self.actions, self.known, watch_ms, self.surface, is_action)
 
