@@ -1,0 +1,48 @@
+"""Find the raw files of a format: by the names that upstream gives them, plain or gzipped."""
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import ConfigError
+
+
+def find(raw: Path, patterns: Sequence[str], *, below: Sequence[str] = ("",)) -> list[Path]:
+    """Files under ``raw`` (a directory, or one file) whose name fits a pattern, sorted by name; maybe none.
+
+    Each pattern also matches with ``.gz``. ``below`` names sub-directories to look into; the first one
+    that has a match wins.
+    """
+    if raw.is_file():
+        return [raw] if _fits(raw.name, patterns) else []
+    for part in below:
+        directory = raw / part
+        if directory.is_dir():
+            found = sorted(file for file in directory.iterdir() if _fits(file.name, patterns))
+            found = [file for file in found if file.is_file()]
+            if found:
+                return _without_twins(found)
+    return []
+
+
+def need(raw: Path, patterns: Sequence[str], *, below: Sequence[str] = ("",)) -> list[Path]:
+    """As :func:`find`, raising :class:`ConfigError` with the names looked for where there is none."""
+    if not raw.exists():
+        raise ConfigError(f"raw={raw}: no such file or directory")
+    found = find(raw, patterns, below=below)
+    if not found:
+        places = " or ".join(sorted({str(raw / part) for part in below}))
+        raise ConfigError(f"raw={raw}: found none of {', '.join(patterns)} (plain or .gz) in {places}")
+    return found
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name.removesuffix(".gz"), pattern) for pattern in patterns)
+
+
+def _without_twins(files: list[Path]) -> list[Path]:
+    names = {file.name for file in files}
+    twins = sorted(name for name in names if f"{name}.gz" in names)
+    if twins:
+        raise ConfigError(f"raw={files[0].parent}: has both {twins[0]} and {twins[0]}.gz; keep one")
+    return files
