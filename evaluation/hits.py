@@ -2,7 +2,7 @@
 
 The run is streamed once in batches of whole requests, so that 100 M rows need no more memory than the
 hits they contain. A 64-bit hash of (request, video) finds candidate matches; every match is then
-confirmed on the ids themselves.
+confirmed on the request and the video's word.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from data.errors import ContractError
 from evaluation.arrays import Bools, Floats, Ints, Words
+from evaluation.ids import id_words, is_text, mix, segments
 from evaluation.tables import BATCH_ROWS, RUN, batches, plain_ids, refuse_nulls
 from evaluation.truth import Truth, request_rows
 
@@ -107,8 +107,7 @@ class _Chunk:
 class _Join:
     def __init__(self, name: str, truth: Truth, *, grouped: bool) -> None:
         self.name, self.truth, self.grouped = name, truth, grouped
-        self.codes = _VideoCodes(truth.video_T)
-        self.index = _TruthIndex(self.codes.encode(truth.video_T), truth.request_T)
+        self.index = _TruthIndex(id_words(truth.video_T), truth.request_T)
         self.depth_R = np.zeros(truth.requests, np.int64)
         self.found: list[tuple[Ints, Ints, Ints]] = []
         self.outside: list[pa.Array] = []
@@ -138,6 +137,9 @@ class _Join:
 
     def _known(self, batch: pa.RecordBatch) -> _Chunk:
         """The rows of ``batch`` whose request the truth knows, as numbers."""
+        if is_text(batch.column("video_id")) != is_text(self.truth.video_T):
+            mine, other = ("string", "int64") if is_text(self.truth.video_T) else ("int64", "string")
+            raise ContractError(f"{self.name}: video_id is {other}, in the truth {mine}; cast one of them")
         starts, ids = segments(batch.column("request_id"))
         row_S = request_rows(self.truth, ids)
         length_S = np.diff(np.r_[starts, batch.num_rows])
@@ -150,7 +152,7 @@ class _Join:
         return _Chunk(
             row_S=row_S,
             length_S=length_S,
-            video_N=self.codes.encode(batch.column("video_id")),
+            video_N=id_words(batch.column("video_id")),
             rank_N=batch.column("rank").cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False),
             score_N=batch.column("score").cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False),
         )
@@ -211,31 +213,6 @@ class _Join:
         self.tied += len(np.unique(segment_N[1:][inside & (step_N == 0)]))
 
 
-class _VideoCodes:
-    """Video ids as 64-bit words: int64 ids are their own code, strings get theirs in order of arrival."""
-
-    def __init__(self, first: pa.Array) -> None:
-        self.known: pa.Array | None = None if pa.types.is_int64(first.type) else first.unique()
-
-    def encode(self, column: pa.Array) -> Words:
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_int64(kind) != (self.known is None):
-            mine = "int64" if self.known is None else "string"
-            raise ContractError(f"truth has video_id as {mine} and the run as {kind}; cast one of them")
-        if self.known is None:
-            number: Words = plain_ids(column).to_numpy(zero_copy_only=False).view(np.uint64)
-            return number
-        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        words = encoded.dictionary.cast(pa.large_string())
-        code = pc.index_in(words, value_set=self.known)
-        if code.null_count:
-            self.known = pa.concat_arrays([self.known, words.filter(pc.is_null(code)).unique()])
-            code = pc.index_in(words, value_set=self.known)
-        return code.to_numpy(zero_copy_only=False).astype(np.uint64)[
-            encoded.indices.to_numpy(zero_copy_only=False)
-        ]
-
-
 class _TruthIndex:
     """Which truth row is (request row, video code)? Mostly none: a bitmap says so at once."""
 
@@ -271,33 +248,6 @@ class _TruthIndex:
         found, rows = np.concatenate([none, *hit_at]), np.concatenate([none, *hit_truth])
         order = np.argsort(found, kind="stable")
         return found[order], rows[order]
-
-
-def mix(video_N: Words, row_N: Ints) -> Words:
-    """A 64-bit hash of (row, video): the finalizer of splitmix64."""
-    word = video_N + row_N.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    word ^= word >> np.uint64(30)
-    word *= np.uint64(0xBF58476D1CE4E5B9)
-    word ^= word >> np.uint64(27)
-    word *= np.uint64(0x94D049BB133111EB)
-    word ^= word >> np.uint64(31)
-    return word
-
-
-def segments(column: pa.Array) -> tuple[Ints, pa.Array]:
-    """Start of every run of equal ids and the id of each run. ``[a, a, b]`` → ``[0, 2]``, ``[a, b]``."""
-    if pa.types.is_dictionary(column.type):
-        code = column.indices.to_numpy(zero_copy_only=False)
-        starts = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
-        return starts, column.dictionary.take(pa.array(code[starts])).cast(pa.large_string())
-    ids = plain_ids(column)
-    if pa.types.is_int64(ids.type):
-        value = ids.to_numpy()
-        starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
-        return starts, pa.array(value[starts])
-    encoded = pc.run_end_encode(ids)
-    ends = encoded.run_ends.to_numpy()
-    return np.r_[0, ends[:-1]].astype(np.int64), encoded.values
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
