@@ -16,7 +16,10 @@ import faiss
 import numpy as np
 
 from data.errors import ContractError
+from models.bundle import Bundle
 from serving.exact import ExactSearch, Mask, Rows, Vectors, pair_scores
+
+INDEX_FILE = "index.faiss"
 
 
 class IndexKind(Enum):
@@ -177,6 +180,21 @@ class ApproximateIndex:
             if recall >= recall_target or width >= limit:
                 return candidate, recall
             width *= 2
+
+
+def open_index(bundle: Bundle) -> ApproximateIndex | None:
+    """The index of a bundle; None where search is exact."""
+    try:
+        parameters = IndexParameters.from_json(
+            {**bundle.manifest.index["parameters"], **bundle.manifest.measured["index"]["tuned"]}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(
+            f"{bundle.path}: no index parameters in the manifest ({error}); publish again"
+        ) from None
+    if parameters.kind is IndexKind.exact:
+        return None
+    return ApproximateIndex.load(bundle.path / INDEX_FILE, parameters, bundle.video_vectors.shape)
 
 
 def recall_of(

@@ -1,21 +1,36 @@
-"""The one place that knows the order: user vector → retrieve → hard rules → score → order.
+"""The one place that knows the order: user vector → retrieve within the hard rules → score → order.
 
 The server, ``replay`` and ``recommend`` all call :meth:`Pipeline.rank`; so do the golden requests.
+
+Axes: B requests, D dimensions, K videos.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 
 from data.history import UserRequest
-from models.bundle import Bundle
-from serving.exact import NO_ROWS, Hits, Rows, Vectors
+from models.bundle import EVERYWHERE, Bundle
+from serving.catalogue import CatalogueFacts
+from serving.exact import NO_HITS, NO_ROWS, Hits, Mask, Rows, Vectors, best_first, pair_scores
+from serving.index import open_index
+from serving.retriever import Retriever
+
+Search = Callable[..., list[Hits]]
+LOG = logging.getLogger("shopreel.pipeline")
+#: Sources of a video in a ranked list.
+TWO_TOWER, POPULARITY = "two_tower", "popularity"
 
 
 class Stage(Enum):
-    """The points at which a ranked list can be looked at."""
+    """The points at which a ranked list can be looked at.
+
+    ``exact``: brute force over the whole catalogue; ``index``: what retrieval found; ``ranker``: after
+    the ranking model; ``feed``: the answer, after the hard rules.
+    """
 
     exact = "exact"
     index = "index"
@@ -27,24 +42,25 @@ class Stage(Enum):
 class RankRequest:
     """One user who wants the best ``k`` videos.
 
-    ``exclude_rows`` (seen, served, hidden) never return. ``market`` None or unknown to the bundle
-    applies no market rule. ``allowed_rows`` limits the candidates (None: the whole catalogue).
+    ``exclude_rows`` (seen, served, hidden) never return. ``rules`` applies the hard rules: eligible in
+    ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
+    (None: the whole catalogue).
     """
 
     user: UserRequest
     k: int
     exclude_rows: Rows = field(default_factory=lambda: NO_ROWS)
     market: str | None = None
+    rules: bool = True
     allowed_rows: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """The answer to one request, best first, possibly shorter than ``k`` or empty.
+    """The answer to one request, best first, equal scores by row; shorter than ``k`` only for want of videos.
 
-    ``source[i]`` says where ``video_row[i]`` came from (``two_tower`` or ``popularity``).
-    ``degraded`` names what failed on the way; empty when all went well. ``stages`` is filled only
-    when asked for.
+    ``source[i]`` says where ``video_row[i]`` came from. ``degraded`` names what failed on the way; empty
+    when all went well. ``stages`` is filled only when asked for.
     """
 
     video_row: Rows
@@ -55,22 +71,141 @@ class RankedList:
 
 
 class Pipeline:
-    """Ranks requests against one bundle; safe to call from several threads."""
+    """Ranks requests against one bundle; safe to call from several threads.
+
+    ``facts`` are what the hard rules know. ``retriever`` may be changed while it serves: added and
+    removed videos count from the next request.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self.retriever = Retriever(bundle.video_vectors, open_index(bundle))
+        self.facts = CatalogueFacts.of(bundle.videos, bundle.products)
 
     def rank(self, requests: Sequence[RankRequest], *, stages: bool = False) -> list[RankedList]:
         """Rank every request; the answers are in the order of ``requests``.
 
-        A user encoder or an index that fails degrades the request to popularity in its market and
-        says so in ``degraded``; it never raises for one user's data.
+        A user encoder or a search that fails degrades the request to popularity in its market and says
+        so in ``degraded`` (``user_encoder``, ``retrieval``).
         """
-        raise NotImplementedError
+        answers: list[RankedList | None] = [None] * len(requests)
+        user_BD, encoded = self._encode([request.user for request in requests])
+        groups: dict[tuple[bool, str | None], list[int]] = {}
+        for place in encoded:
+            groups.setdefault((requests[place].rules, requests[place].market), []).append(place)
+        for group in groups.values():
+            eligible = self._eligible(requests[group[0]])
+            try:
+                found = self._retrieve([requests[p] for p in group], user_BD[group], eligible, stages)
+            except Exception:
+                LOG.exception("retrieval failed for %d requests; falling back to popularity", len(group))
+                continue
+            for place, answer in zip(group, found, strict=True):
+                answers[place] = answer
+        was_encoded = set(encoded)
+        return [
+            answer or self._popular(request, "retrieval" if place in was_encoded else "user_encoder")
+            for place, (request, answer) in enumerate(zip(requests, answers, strict=True))
+        ]
 
     def score(self, user: UserRequest, rows: Rows) -> Vectors:
-        """Final scores float32[len(rows)] of any catalogue rows, order kept.
+        """Final scores float32[K] of any catalogue rows, order kept; row 0 scores the unknown video.
 
-        Row 0 scores the unknown video.
+        Raises whatever the user encoder raises, and ``ValueError`` for a user vector that is not finite.
         """
-        raise NotImplementedError
+        user_BD = self.bundle.encoder.encode([user])
+        if not np.isfinite(user_BD).all():
+            raise ValueError("the user encoder returned a vector that is not finite")
+        return pair_scores(self.retriever.vectors_of(np.asarray(rows, np.int64)), user_BD[0])
+
+    def _eligible(self, request: RankRequest) -> Mask | None:
+        """The hard rules as a mask over catalogue rows; None where they forbid nothing."""
+        if not request.rules:
+            return None
+        mask = self.facts.eligible(request.market)
+        return None if mask[1:].all() else mask
+
+    def _encode(self, users: Sequence[UserRequest]) -> tuple[Vectors, list[int]]:
+        """User vectors [B, D], and the places of those that could be computed."""
+        user_BD = np.zeros((len(users), self.bundle.video_vectors.shape[1]), np.float32)
+        try:
+            user_BD[:] = self.bundle.encoder.encode(users)
+        except Exception:
+            if len(users) == 1:
+                LOG.exception("the user encoder failed; falling back to popularity")
+                return user_BD, []
+            one_by_one = [self._encode([user]) for user in users]
+            vectors = np.concatenate([vector for vector, _ in one_by_one])
+            return vectors, [place for place, (_, good) in enumerate(one_by_one) if good]
+        finite = np.isfinite(user_BD).all(axis=1)
+        if not finite.all():
+            LOG.error("%d user vectors are not finite; falling back to popularity", int((~finite).sum()))
+        return user_BD, np.flatnonzero(finite).tolist()
+
+    def _retrieve(
+        self, requests: Sequence[RankRequest], user_BD: Vectors, eligible: Mask | None, stages: bool
+    ) -> list[RankedList]:
+        search = self.retriever.search
+        feed = self._candidates(search, requests, user_BD, eligible)
+        seen: list[dict[Stage, Hits]] = [{} for _ in requests]
+        if stages:
+            exact = self._candidates(self.retriever.search_exact, requests, user_BD, None)
+            index = feed if eligible is None else self._candidates(search, requests, user_BD, None)
+            seen = [
+                {Stage.exact: truth, Stage.index: found, Stage.feed: shown}
+                for truth, found, shown in zip(exact, index, feed, strict=True)
+            ]
+        return [
+            RankedList(hits.video_row, hits.score, (TWO_TOWER,) * len(hits.video_row), stages=looked_at)
+            for hits, looked_at in zip(feed, seen, strict=True)
+        ]
+
+    def _candidates(
+        self, search: Search, requests: Sequence[RankRequest], user_BD: Vectors, eligible: Mask | None
+    ) -> list[Hits]:
+        """The best ``k`` of every request, by ``search`` or, where candidates are given, among those."""
+        hits = [NO_HITS] * len(requests)
+        free = [place for place, request in enumerate(requests) if request.allowed_rows is None]
+        if free:
+            most = max(requests[place].k for place in free)
+            exclude = [requests[place].exclude_rows for place in free]
+            found = search(user_BD[free], most, exclude=exclude, eligible=eligible)
+            for place, answer in zip(free, found, strict=True):
+                k = requests[place].k
+                hits[place] = Hits(answer.video_row[:k], answer.score[:k])
+        for place, request in enumerate(requests):
+            if request.allowed_rows is not None:
+                rows = _allowed(request, eligible)
+                scores = pair_scores(self.retriever.vectors_of(rows), user_BD[place])
+                hits[place] = best_first(rows, scores, request.k)
+        return hits
+
+    def _popular(self, request: RankRequest, reason: str) -> RankedList:
+        """The most popular videos of the market, then of all markets, within the same hard rules."""
+        everywhere = self.bundle.popularity[EVERYWHERE]
+        market = self.bundle.popularity.get(request.market or EVERYWHERE, everywhere)
+        rows = np.concatenate([market.video_row, everywhere.video_row])
+        counts = np.concatenate([market.count, everywhere.count])
+        _, first = np.unique(rows, return_index=True)
+        order = np.sort(first)
+        rows, counts = rows[order], counts[order]
+        eligible = self._eligible(request)
+        kept = ~np.isin(rows, request.exclude_rows)
+        if eligible is not None:
+            kept &= eligible[rows]
+        if request.allowed_rows is not None:
+            kept &= np.isin(rows, request.allowed_rows)
+        rows, scores = rows[kept][: request.k], counts[kept][: request.k].astype(np.float32)
+        return RankedList(rows, scores, (POPULARITY,) * len(rows), (reason,))
+
+
+def _allowed(request: RankRequest, eligible: Mask | None) -> Rows:
+    """The request's own candidates: distinct catalogue rows, without excluded and ineligible ones."""
+    assert request.allowed_rows is not None
+    rows = np.setdiff1d(request.allowed_rows, request.exclude_rows)
+    rows = rows[rows > 0]
+    return (
+        rows
+        if eligible is None
+        else rows[(rows < len(eligible)) & eligible[np.minimum(rows, len(eligible) - 1)]]
+    )

@@ -176,8 +176,9 @@ def _search_main(
     fetch_B = np.array([min(count, k + len(rows)) for rows in exclude], np.int64)
     hits: list[Hits | None] = [None] * len(user_BD)
     # users who need about as many candidates go through the index together
-    for size in np.unique(np.ceil(np.log2(fetch_B))):
-        group = np.flatnonzero(np.ceil(np.log2(fetch_B)) == size)
+    magnitude_B = np.ceil(np.log2(fetch_B))
+    for magnitude in np.unique(magnitude_B):
+        group = np.flatnonzero(magnitude_B == magnitude).tolist()
         fetch = int(fetch_B[group].max())
         if snapshot.index.effort(fetch, count / len(snapshot.live_N)) >= 1.0:
             continue
