@@ -20,7 +20,8 @@ from data.sequences import Sequences, Windows, cut_windows
 @dataclass(frozen=True, slots=True)
 class TargetWeights:
     """What counts as a positive: the largest weight among an impression's true labels, or
-    ``impression`` where none is true; weight 0 is no target."""
+    ``impression`` where none is true; weight 0 is no target.
+    """
 
     labels: dict[str, float]
     impression: float
@@ -29,7 +30,9 @@ class TargetWeights:
         """Weight float32 per label mask."""
         weight = np.full(len(true_mask), self.impression, np.float32)
         for label, value in self.labels.items():
-            np.maximum(weight, np.where(true_mask & LABEL_BIT[label], value, 0.0), out=weight, casting="unsafe")
+            np.maximum(
+                weight, np.where(true_mask & LABEL_BIT[label], value, 0.0), out=weight, casting="unsafe"
+            )
         return weight
 
 
@@ -131,7 +134,9 @@ class SequenceLoader:
     def _positives(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
         examples = sequences.examples
         weight = self.weights.of(examples["example_true"])
-        keep = np.flatnonzero((examples["example_split"] == 0) & (weight > 0) & (examples["example_video"] > 0))
+        keep = np.flatnonzero(
+            (examples["example_split"] == 0) & (weight > 0) & (examples["example_video"] > 0)
+        )
         return keep, weight[keep]
 
     def _windows(self, shard: int, generator: np.random.Generator) -> tuple[Sequences, Windows]:
@@ -186,14 +191,21 @@ class SequenceLoader:
         targets = _ranges(windows.target_offsets[chosen], windows.target_offsets[chosen + 1])
         counts = np.diff(windows.target_offsets)[chosen]
         batch = Batch(
-            user_row_B=sequences.user_row[windows.row[chosen]], length_B=length,
-            video_BS=step["step_video"], time_ms_BS=step["step_time_ms"], actions_BS=step["step_actions"],
-            known_BS=step["step_known"], watch_ms_BS=step["step_watch_ms"], surface_BS=step["step_surface"],
-            target_window_P=np.repeat(np.arange(len(chosen)), counts), target_position_P=windows.position[targets],
+            user_row_B=sequences.user_row[windows.row[chosen]],
+            length_B=length,
+            video_BS=step["step_video"],
+            time_ms_BS=step["step_time_ms"],
+            actions_BS=step["step_actions"],
+            known_BS=step["step_known"],
+            watch_ms_BS=step["step_watch_ms"],
+            surface_BS=step["step_surface"],
+            target_window_P=np.repeat(np.arange(len(chosen)), counts),
+            target_position_P=windows.position[targets],
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0),
-            video_rows=np.arange(len(self.prepared.catalogue)), log_correction=None,
-        )  # fmt: skip
+            video_rows=np.arange(len(self.prepared.catalogue)),
+            log_correction=None,
+        )
         return batch if self.sampler is None else _with_candidates(batch, self.sampler, generator)
 
 
@@ -219,7 +231,8 @@ def _shuffled(
     sequences: Sequences, keep: np.ndarray, row: np.ndarray, generator: np.random.Generator
 ) -> tuple[Sequences, np.ndarray]:
     """Unordered logs: a fresh random order of each user's training set; each video is predicted from
-    those that the draw puts before it."""
+    those that the draw puts before it.
+    """
     examples = sequences.examples
     order = keep[np.lexsort((generator.random(len(keep)), row))]
     offsets = np.searchsorted(row, np.arange(sequences.num_rows + 1))

@@ -50,6 +50,7 @@ class MixedSampler:
         np.add.at(drawn, np.searchsorted(rows, uniform), 1.0)
         expected = len(positive_rows) * self.frequency[rows] + self.n_uniform / self.catalogue_size
         drawn[rows == 0] = 0.0
-        with np.errstate(divide="ignore"):
-            correction = np.log(drawn) - np.log(expected)
+        correction = np.full(len(rows), -np.inf)
+        chosen = drawn > 0
+        correction[chosen] = np.log(drawn[chosen] / expected[chosen])
         return Candidates(rows, correction.astype(np.float32))

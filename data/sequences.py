@@ -87,11 +87,17 @@ class Windows:
     @property
     def length(self) -> np.ndarray:
         """Steps per window."""
-        return self.end - self.start
+        length: np.ndarray = self.end - self.start
+        return length
 
 
 def cut_windows(
-    sequences: Sequences, row: np.ndarray, known: np.ndarray, video: np.ndarray, weight: np.ndarray, max_steps: int
+    sequences: Sequences,
+    row: np.ndarray,
+    known: np.ndarray,
+    video: np.ndarray,
+    weight: np.ndarray,
+    max_steps: int,
 ) -> Windows:
     """Cut windows for M targets, each given by its user row and the number of steps known before it.
 

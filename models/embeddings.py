@@ -45,7 +45,10 @@ class FeatureBatch:
     def to(self, device: torch.device) -> "FeatureBatch":
         """Copy to ``device``; a no-op where it is there already."""
         return FeatureBatch(
-            {name: (v.to(device, non_blocking=True), o.to(device, non_blocking=True)) for name, (v, o) in self.bags.items()},
+            {
+                name: (v.to(device, non_blocking=True), o.to(device, non_blocking=True))
+                for name, (v, o) in self.bags.items()
+            },
             {name: matrix.to(device, non_blocking=True) for name, matrix in self.dense.items()},
             self.size,
         )
@@ -67,7 +70,10 @@ class PlainTables(nn.Module):
         self.names = list(rows)
         self.dim = dim
         self.weights = nn.ParameterDict(
-            {name.replace(".", "__"): nn.Parameter(torch.randn(count, dim) * 0.02) for name, count in rows.items()}
+            {
+                name.replace(".", "__"): nn.Parameter(torch.randn(count, dim) * 0.02)
+                for name, count in rows.items()
+            }
         )
 
     def forward(self, features: FeatureBatch) -> Tensor:

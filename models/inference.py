@@ -35,16 +35,20 @@ def collate_steps(histories: Sequence[UserHistory], max_steps: int) -> Steps:
     steps = int(lengths.max(initial=0))
 
     def pad(name: str, dtype: type) -> torch.Tensor:
-        out = np.zeros((len(lasts), steps), dtype)
+        out: np.ndarray = np.zeros((len(lasts), steps), dtype)
         for row, history in enumerate(lasts):
             out[row, : lengths[row]] = getattr(history, name)
         return torch.from_numpy(out)
 
     return Steps(
-        video_BS=pad("video_row", np.int64), actions_BS=pad("actions", np.int64), known_BS=pad("known", np.int64),
-        watch_ms_BS=pad("watch_ms", np.int64), surface_BS=pad("surface_row", np.int64),
-        time_ms_BS=pad("time_ms", np.int64), length_B=torch.from_numpy(lengths),
-    )  # fmt: skip
+        video_BS=pad("video_row", np.int64),
+        actions_BS=pad("actions", np.int64),
+        known_BS=pad("known", np.int64),
+        watch_ms_BS=pad("watch_ms", np.int64),
+        surface_BS=pad("surface_row", np.int64),
+        time_ms_BS=pad("time_ms", np.int64),
+        length_B=torch.from_numpy(lengths),
+    )
 
 
 class UserEncoder:

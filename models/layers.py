@@ -58,7 +58,8 @@ class SasRecBlock(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """``[B, S, D] → [B, S, D]``."""
         x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD)))
-        return x_BSD + self.dropout(self.feed(self.feed_norm(x_BSD)))
+        out: Tensor = x_BSD + self.dropout(self.feed(self.feed_norm(x_BSD)))
+        return out
 
 
 class LigrBlock(nn.Module):
@@ -81,7 +82,8 @@ class LigrBlock(nn.Module):
         x_BSD = x_BSD + self.dropout(attended * torch.sigmoid(self.attention_gate(x_BSD)))
         value, gate = self.feed_in(self.feed_norm(x_BSD)).chunk(2, dim=-1)
         fed = self.feed_out(value * F.silu(gate))
-        return x_BSD + self.dropout(fed * torch.sigmoid(self.feed_gate(x_BSD)))
+        out: Tensor = x_BSD + self.dropout(fed * torch.sigmoid(self.feed_gate(x_BSD)))
+        return out
 
 
 class HstuBlock(nn.Module):

@@ -36,7 +36,9 @@ class Steps:
 
     def to(self, device: torch.device) -> "Steps":
         """Copy to ``device``."""
-        return Steps(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        return Steps(
+            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
+        )
 
 
 def log_bucket(value: Tensor, buckets: int) -> Tensor:

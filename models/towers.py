@@ -17,17 +17,21 @@ class VideoTower(nn.Module):
         self, tables: nn.Module, features: int, dense_widths: dict[str, int], dim: int, dropout: float
     ) -> None:
         super().__init__()
-        self.tables: Tables = tables  # type: ignore[assignment]
+        self.tables: Tables = tables
         self.scale = nn.Parameter(torch.ones(features))
         self.dense = nn.ModuleDict(
-            {name.replace(".", "__"): nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
+            {
+                name.replace(".", "__"): nn.Linear(width, dim, bias=False)
+                for name, width in dense_widths.items()
+            }
         )
-        self.refine = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
-        )
+        last = nn.Linear(2 * dim, dim)
         # the refinement starts as the identity: ids and content are learnt first
-        nn.init.zeros_(self.refine[-1].weight)
-        nn.init.zeros_(self.refine[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.refine = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), last
+        )
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """Unfinished video vectors ``[N, D]``."""
@@ -43,9 +47,12 @@ class UserToken(nn.Module):
 
     def __init__(self, tables: nn.Module, dense_widths: dict[str, int], dim: int, dropout: float) -> None:
         super().__init__()
-        self.tables: Tables = tables  # type: ignore[assignment]
+        self.tables: Tables = tables
         self.dense = nn.ModuleDict(
-            {name.replace(".", "__"): nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
+            {
+                name.replace(".", "__"): nn.Linear(width, dim, bias=False)
+                for name, width in dense_widths.items()
+            }
         )
         self.dropout = nn.Dropout(dropout)
 

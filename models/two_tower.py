@@ -55,14 +55,22 @@ class TwoTower(nn.Module):
     """User tower over the history, video tower over ids, content and product tags."""
 
     def __init__(
-        self, shape: TwoTowerShape, *, video_tables: nn.Module | None = None, user_tables: nn.Module | None = None
+        self,
+        shape: TwoTowerShape,
+        *,
+        video_tables: nn.Module | None = None,
+        user_tables: nn.Module | None = None,
     ) -> None:
         """Plain tables are made where none are handed in (``training.distributed`` hands in sharded ones)."""
         super().__init__()
         self.shape = shape
         dim = shape.dim
         self.video_tower = VideoTower(
-            video_tables or PlainTables(shape.video_rows, dim), len(shape.video_rows), shape.video_dense, dim, shape.dropout
+            video_tables or PlainTables(shape.video_rows, dim),
+            len(shape.video_rows),
+            shape.video_dense,
+            dim,
+            shape.dropout,
         )
         self.user_token = UserToken(
             user_tables or PlainTables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout
@@ -74,7 +82,9 @@ class TwoTower(nn.Module):
         )  # fmt: skip
         self.user_out = nn.Linear(dim, dim)
         # scores of the loss are divided by this; it never changes an order
-        self.log_temperature = nn.Parameter(torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0))
+        self.log_temperature = nn.Parameter(
+            torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0)
+        )
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
         """Final video vectors ``[N, D]``."""

@@ -48,7 +48,10 @@ def save_checkpoint(
     record["best_metric"] = None if progress.best_epoch < 0 else progress.best_metric
     target = directory / f"step-{progress.step:09d}"
     with staged_directory(target, overwrite=True) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / "state.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            scratch / "state.safetensors",
+        )
         write_json(scratch / "progress.json", {"fingerprint": fingerprint, **record})
     for old in directory.glob("step-*"):
         if old.name < target.name:
@@ -79,7 +82,9 @@ def load_checkpoint(
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
-        raise ContractError(f"{newest}: broken checkpoint ({str(error).splitlines()[0]}); delete it") from None
+        raise ContractError(
+            f"{newest}: broken checkpoint ({str(error).splitlines()[0]}); delete it"
+        ) from None
     if record["best_metric"] is None:
         record["best_metric"] = float("-inf")
     return Progress(**record)

@@ -1,5 +1,6 @@
 """Typed configuration of ``shopreel train``; every default stands in ``configs/train.yaml`` and
-``configs/model/*.yaml``."""
+``configs/model/*.yaml``.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -66,7 +67,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         if self.gain not in ("auto", "any", *LABELS):
-            raise ValueError(f"model.validation.gain={self.gain}; choose auto, any or one of {', '.join(LABELS)}")
+            raise ValueError(
+                f"model.validation.gain={self.gain}; choose auto, any or one of {', '.join(LABELS)}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """The training loop: steps, validation after each epoch, early stop, checkpoints."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Budget:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the loop drives. ``loss`` maps a batch to a scalar, ``validate`` returns metrics of which
-    ``metric`` decides (larger is better), ``keep_best`` writes the model that won so far."""
+    ``metric`` decides (larger is better), ``keep_best`` writes the model that won so far.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -89,13 +91,13 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: RunLog, clock:
                 group["lr"] = budget.learning_rate * warm(progress.step)
             loss = parts.loss(batch)
             value = loss.item()
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise ConfigError(
                     f"loss is {value} at step {progress.step}; lower model.optimizer.learning_rate "
                     f"(now {budget.learning_rate}) or look for extreme values in dense features"
                 )
             parts.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(parts.model.parameters(), budget.clip_norm)
             parts.optimizer.step()
             progress.step += 1

@@ -8,7 +8,8 @@ from torch import nn
 
 def build_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; only matrices of the dense part decay (embedding tables, norms and biases do not)."""
-    decay, keep = [], []
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         table = ".tables." in name or "embedding" in name
         (decay if parameter.ndim >= 2 and not table else keep).append(parameter)
@@ -19,4 +20,3 @@ def build_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> 
 def warmup(steps: int) -> Callable[[int], float]:
     """Factor of the learning rate at a step: linear from 0 to 1 over ``steps``, then 1."""
     return lambda step: min(1.0, (step + 1) / max(steps, 1))
-

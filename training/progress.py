@@ -8,7 +8,14 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard.writer import SummaryWriter
 
 
@@ -26,10 +33,17 @@ class RunLog:
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step or None)
         self.examples = examples
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
-            disable=quiet or not sys.stderr.isatty(), refresh_per_second=2,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not sys.stderr.isatty(),
+            refresh_per_second=2,
+        )
         self.task = self.bar.add_task("epoch 1", total=examples, rate="", note="")
         self._spoken = time.monotonic()
         self._mark = (time.monotonic(), 0)

@@ -24,13 +24,21 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
     """
     dataset = prepared.manifest["dataset"]
     return TwoTowerShape(
-        video_rows=table_rows(prepared.spec, "video"), video_dense=dense_widths(prepared.spec, "video"),
-        user_rows=table_rows(prepared.spec, "user"), user_dense=dense_widths(prepared.spec, "user"),
-        surfaces=len(prepared.surfaces), dim=config.dim, layers=config.layers, heads=config.heads,
-        dropout=config.dropout, block=config.block, max_steps=config.max_steps,
-        use_time=bool(dataset["real_time"] and dataset["ordered"]), use_position=bool(dataset["ordered"]),
+        video_rows=table_rows(prepared.spec, "video"),
+        video_dense=dense_widths(prepared.spec, "video"),
+        user_rows=table_rows(prepared.spec, "user"),
+        user_dense=dense_widths(prepared.spec, "user"),
+        surfaces=len(prepared.surfaces),
+        dim=config.dim,
+        layers=config.layers,
+        heads=config.heads,
+        dropout=config.dropout,
+        block=config.block,
+        max_steps=config.max_steps,
+        use_time=bool(dataset["real_time"] and dataset["ordered"]),
+        use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
-    )  # fmt: skip
+    )
 
 
 def build_loader(
@@ -39,10 +47,15 @@ def build_loader(
     """The training loader; small catalogues are scored whole, large ones sampled."""
     whole = len(prepared.catalogue) - 1 <= config.full_softmax_below
     return SequenceLoader(
-        prepared, TargetWeights(dict(config.target.weights), config.target.impression), tokens=config.tokens,
-        max_steps=config.max_steps, n_uniform=None if whole else config.uniform_negatives, seed=seed, rank=rank,
+        prepared,
+        TargetWeights(dict(config.target.weights), config.target.impression),
+        tokens=config.tokens,
+        max_steps=config.max_steps,
+        n_uniform=None if whole else config.uniform_negatives,
+        seed=seed,
+        rank=rank,
         world=world,
-    )  # fmt: skip
+    )
 
 
 class RetrievalObjective:
@@ -92,13 +105,20 @@ class RetrievalObjective:
 def steps_of(batch: Batch, device: torch.device) -> Steps:
     """The history part of a batch as tensors on ``device``."""
     arrays = (
-        batch.video_BS, batch.actions_BS, batch.known_BS, batch.watch_ms_BS, batch.surface_BS, batch.time_ms_BS,
+        batch.video_BS,
+        batch.actions_BS,
+        batch.known_BS,
+        batch.watch_ms_BS,
+        batch.surface_BS,
+        batch.time_ms_BS,
         batch.length_B,
-    )  # fmt: skip
+    )
     return Steps(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
-def validate(model: TwoTower, prepared: Prepared, held: HeldOut, k: int, batch: int = 512) -> dict[str, float]:
+def validate(
+    model: TwoTower, prepared: Prepared, held: HeldOut, k: int, batch: int = 512
+) -> dict[str, float]:
     """Full-ranking metrics of the held-out requests through the inference path."""
     was_training = model.training
     model.eval()

@@ -23,7 +23,7 @@ class HeldOut:
 
 
 def gain_mask(prepared: Prepared, gain: str) -> int:
-    """Label mask of what counts as relevant: a label, ``any``, or ``auto``: long_view, else click, else any."""
+    """Label mask of what is relevant: a label, ``any``, or ``auto`` (long_view, else click, else any)."""
     tasks = [label for label in LABELS if label in prepared.manifest["tasks"]]
     if gain == "auto":
         gain = next((label for label in ("long_view", "click") if label in tasks), "any")
@@ -51,7 +51,9 @@ def _collect(
     row_of = sequences.example_rows()
     user_of = sequences.user_row[row_of]
     # chunks of one user are neighbours: [first, last] example per user
-    starts = np.flatnonzero(np.r_[True, user_of[1:] != user_of[:-1]]) if len(user_of) else np.zeros(0, np.int64)
+    starts = (
+        np.flatnonzero(np.r_[True, user_of[1:] != user_of[:-1]]) if len(user_of) else np.zeros(0, np.int64)
+    )
     ends = np.append(starts[1:], len(user_of))
     positive = (examples["example_split"] == split) & ((examples["example_true"] & gain) != 0)
     has_truth = np.add.reduceat(positive, starts) > 0 if len(starts) else np.zeros(0, bool)
@@ -81,7 +83,9 @@ def _collect(
         time_ms = int(examples["example_time_ms"][first])
         surface = int(examples["example_surface"][first])
         user_row = int(user_of[begin])
-        result.requests.append(UserRequest(user_row=user_row, history=history, time_ms=time_ms, surface_row=surface))
+        result.requests.append(
+            UserRequest(user_row=user_row, history=history, time_ms=time_ms, surface_row=surface)
+        )
         result.seen.append(seen)
         result.truth.append(truth)
 
@@ -104,7 +108,9 @@ def rank_metrics(
             gains = np.zeros(k)
             truth = held.truth[user]
             for row in truth:
-                ahead = np.count_nonzero(score_N > score_N[row]) + np.count_nonzero(score_N[:row] == score_N[row])
+                ahead = np.count_nonzero(score_N > score_N[row]) + np.count_nonzero(
+                    score_N[:row] == score_N[row]
+                )
                 if ahead < k:
                     gains[ahead] = 1.0
             ideal = discount[: min(k, len(truth))].sum()

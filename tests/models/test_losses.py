@@ -1,0 +1,144 @@
+"""The retrieval losses against plain definitions, and the sampled loss against the full one."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from data.negatives import MixedSampler
+from models import losses
+from models.losses import full_softmax, sampled_softmax, weighted_mean
+
+
+def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "user": torch.randn(positives, dim, generator=g, dtype=torch.float64, requires_grad=True),
+        "video": torch.randn(catalogue, dim, generator=g, dtype=torch.float64, requires_grad=True),
+        "target": torch.randint(0, catalogue, (positives,), generator=g),
+        "weight": torch.rand(positives, generator=g, dtype=torch.float64),
+        "temperature": torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
+    }
+
+
+def gradients(loss: torch.Tensor, w: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [w["user"], w["video"], w["temperature"]]))
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+def test_full_softmax_is_weighted_cross_entropy(at_once, monkeypatch):
+    monkeypatch.setattr(losses, "SCORES_AT_ONCE", at_once)
+    w = world()
+    ours = full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"])
+    logit = w["user"] @ w["video"].T / w["temperature"]
+    plain = (F.cross_entropy(logit, w["target"], reduction="none") * w["weight"]).sum() / w["weight"].sum()
+    torch.testing.assert_close(ours, plain)
+    for got, expected in zip(gradients(ours, w), gradients(plain, w), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_zero_weights_give_zero_loss_and_gradient():
+    w = world()
+    loss = full_softmax(
+        w["user"], w["video"], w["target"], torch.zeros(40, dtype=torch.float64), w["temperature"]
+    )
+    assert loss.item() == 0.0
+    assert all(torch.count_nonzero(g) == 0 for g in gradients(loss, w))
+    assert weighted_mean(torch.ones(3), torch.zeros(3)).item() == 0.0
+
+
+def test_weights_are_relative():
+    w = world()
+    one = full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"])
+    two = full_softmax(w["user"], w["video"], w["target"], w["weight"] * 5, w["temperature"])
+    torch.testing.assert_close(one, two)
+
+
+def sampled_gradient(w, frequency, n_uniform, seed) -> list[torch.Tensor]:
+    """Gradient of the sampled loss for one draw; rows are 1‥N in the sampler, 0‥N−1 in the world."""
+    g = np.random.default_rng(seed)
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), n_uniform)
+    # the batch's positives are themselves a draw from the positives' distribution
+    in_batch = g.choice(len(frequency), size=n_uniform, p=frequency / frequency.sum()) + 1
+    drawn = sampler.draw(in_batch, w["target"].numpy() + 1, g)
+    rows = torch.from_numpy(drawn.rows - 1)
+    target = torch.from_numpy(np.searchsorted(drawn.rows, w["target"].numpy() + 1))
+    correction = torch.from_numpy(drawn.log_correction).double()
+    loss = sampled_softmax(w["user"], w["video"][rows], target, w["weight"], w["temperature"], correction)
+    return gradients(loss, w)
+
+
+def relative_error(w, frequency, n_uniform, draws) -> float:
+    full = gradients(full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"]), w)
+    samples = [sampled_gradient(w, frequency, n_uniform, seed)[1] for seed in range(draws)]
+    errors = [((s - full[1]).norm() / full[1].norm()).item() for s in samples]
+    return float(np.mean(errors))
+
+
+def test_sampled_gradient_converges_to_the_full_softmax():
+    w = world(catalogue=200)
+    frequency = np.random.default_rng(3).pareto(1.2, 200) + 0.05
+    errors = [relative_error(w, frequency, n, draws=12) for n in (50, 800, 12800)]
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.05
+    # Monte Carlo: sixteen times the samples, about a quarter of the error
+    assert errors[2] < errors[1] / 2.5
+
+
+def test_without_the_correction_popular_videos_are_pushed_down_too_far():
+    """In-batch negatives alone over-sample popular videos; logQ takes exactly that out."""
+    w = world(positives=400, catalogue=60)
+    frequency = np.r_[np.full(5, 50.0), np.full(55, 1.0)]
+    g = np.random.default_rng(0)
+    target = torch.from_numpy(g.choice(60, 400, p=frequency / frequency.sum()))
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), 0)
+    drawn = sampler.draw(target.numpy() + 1, np.zeros(0, np.int64), g)
+    rows = torch.from_numpy(drawn.rows - 1)
+    local = torch.from_numpy(np.searchsorted(drawn.rows, target.numpy() + 1))
+    weight = torch.ones(400, dtype=torch.float64)
+
+    def popular_pull(correction: torch.Tensor) -> float:
+        video = w["video"].detach()[rows].requires_grad_()
+        user = torch.ones(400, 8, dtype=torch.float64)
+        bias = torch.zeros(len(rows), dtype=torch.float64, requires_grad=True)
+        with_bias = torch.cat([video, bias[:, None]], 1)
+        users = torch.cat([user, torch.ones(400, 1, dtype=torch.float64)], 1)
+        loss = sampled_softmax(users, with_bias, local, weight, torch.tensor(1.0), correction)
+        (gradient,) = torch.autograd.grad(loss, bias)
+        return gradient[rows < 5].sum().item()  # positive = pushed down
+
+    counts = np.bincount(np.searchsorted(drawn.rows, target.numpy() + 1), minlength=len(rows))
+    uncorrected = torch.from_numpy(np.log(counts)).double()
+    corrected = torch.from_numpy(drawn.log_correction).double()
+    assert popular_pull(uncorrected) > popular_pull(corrected) + 0.1
+
+
+def test_an_accidental_hit_is_masked():
+    """The target drawn as a negative as well changes nothing: it stands once, uncorrected."""
+    user, video = torch.randn(1, 4), torch.randn(3, 4)
+    args = (torch.tensor([0]), torch.ones(1), torch.tensor(1.0))
+    once = sampled_softmax(user, video, *args, torch.tensor([float("-inf"), 0.0, 0.0]))
+    hit = sampled_softmax(user, video, *args, torch.tensor([2.0, 0.0, 0.0]))
+    torch.testing.assert_close(once, hit)
+
+
+def test_mixture_expectation_is_exact():
+    """Over many draws the mean of exp(correction) of every video is 1: Q is the mixture's own."""
+    frequency = np.array([5.0, 3.0, 1.0, 0.0])
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), 6)
+    g = np.random.default_rng(0)
+    total = np.zeros(5)
+    draws = 4000
+    for _ in range(draws):
+        positives = g.choice(4, size=5, p=frequency / frequency.sum()) + 1
+        drawn = sampler.draw(positives, np.zeros(0, np.int64), g)
+        total[drawn.rows] += np.exp(drawn.log_correction)
+    np.testing.assert_allclose(total[1:] / draws, 1.0, atol=0.05)
+
+
+def test_history_videos_and_the_unknown_row_are_no_negatives():
+    sampler = MixedSampler(np.array([0.0, 1.0, 1.0, 1.0]), 0)
+    drawn = sampler.draw(np.array([1]), np.array([0, 3]), np.random.default_rng(0))
+    assert drawn.rows.tolist() == [0, 1, 3]
+    assert np.isneginf(drawn.log_correction[[0, 2]]).all()
+    assert np.isfinite(drawn.log_correction[1])
