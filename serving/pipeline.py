@@ -104,7 +104,7 @@ class Pipeline:
                 answers[place] = answer
         was_encoded = set(encoded)
         return [
-            answer or self._popular(request, "retrieval" if place in was_encoded else "user_encoder")
+            answer or self.popular(request, "retrieval" if place in was_encoded else "user_encoder")
             for place, (request, answer) in enumerate(zip(requests, answers, strict=True))
         ]
 
@@ -180,8 +180,8 @@ class Pipeline:
                 hits[place] = best_first(rows, scores, request.k)
         return hits
 
-    def _popular(self, request: RankRequest, reason: str) -> RankedList:
-        """The most popular videos of the market, then of all markets, within the same hard rules."""
+    def popular(self, request: RankRequest, reason: str) -> RankedList:
+        """The most popular videos of the market, then of all markets, within the same hard rules; says ``reason``."""
         everywhere = self.bundle.popularity[EVERYWHERE]
         market = self.bundle.popularity.get(request.market or EVERYWHERE, everywhere)
         rows = np.concatenate([market.video_row, everywhere.video_row])
