@@ -216,7 +216,7 @@ def _check_values(
     rules = list(_rules(table, schema, latest))
     labels = [name for name in LABELS if table == "events" and schema.get_field_index(name) >= 0]
     # sum() instead of count_if(): rows where the condition is null do not break the rule.
-    sums = [f"coalesce(sum(({rule.broken})::int), 0)" for rule in rules] + [f"count({x})" for x in labels]
+    sums = [f"coalesce(sum(({rule.broken})::int), 0)" for rule in rules] + [f'count("{x}")' for x in labels]
     rows, *counts = _query(connection, files, f"select count(*), {', '.join(sums)} from rows")[0]
     if rows == 0 and table == "events":
         raise ContractError(f"{files[0]}: the log has no row; import a log that has events")
