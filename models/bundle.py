@@ -51,7 +51,8 @@ class Bundle:
     """An opened and checked bundle. Arrays over the catalogue have N + 1 rows; row 0 is the unknown video.
 
     ``videos`` are raw rows in catalogue order (``videos.take(rows)``), row 0 all null; ``products`` as in
-    the dataset, None where it has none. ``video_vectors`` is float32[N + 1, D], memory-mapped.
+    the dataset, None where it has none. ``video_vectors`` is float32[N + 1, D], memory-mapped;
+    ``video_train_count`` int64[N + 1] counts training impressions.
     ``popularity`` is by market, ``EVERYWHERE`` always there.
     """
 
@@ -65,6 +66,7 @@ class Bundle:
     vocabularies: dict[str, Vocabulary]
     video_table: EncodedTable
     user_table: EncodedTable
+    video_train_count: NDArray[np.int64]
     video_vectors: NDArray[np.float32]
     encoder: UserEncoder
     videos: pa.Table
@@ -106,7 +108,8 @@ class Bundle:
             path=directory, manifest=manifest, catalogue=prepared.catalogue, users=prepared.users,
             surfaces=prepared.surfaces, markets=prepared.markets, spec=prepared.spec,
             vocabularies=prepared.vocabularies, video_table=prepared.video_table,
-            user_table=prepared.user_table, video_vectors=vectors,
+            user_table=prepared.user_table, video_train_count=prepared.video_train_count,
+            video_vectors=vectors,
             encoder=open_encoder(directory / "two_tower", prepared, vectors, device=device),
             videos=_videos(directory / "videos.arrow", prepared.catalogue),
             products=read_arrow(directory / "products.arrow") if "products.arrow" in manifest.files else None,

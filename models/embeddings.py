@@ -1,10 +1,10 @@
-"""Embedding tables behind one interface: bags of rows in, one pooled vector per feature out.
+"""Embedding tables behind one interface: bags of rows in, one vector per video or user out.
 
 Which tables exist, and how many rows each has, follows from the ``FeatureSpec`` alone. Two
 implementations with equal results: :class:`PlainTables` here (one process, CPU or GPU, serving) and
 ``training.distributed`` with TorchRec collections (several ranks).
 
-Axes: N rows looked up, F features, D dimensions.
+Axes: N videos or users looked up, D dimensions.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.features import EncodedTable, FeatureSpec
 
@@ -55,43 +56,36 @@ class FeatureBatch:
 
 
 class Tables(Protocol):
-    """Pooled lookups of all bag features of one side."""
+    """Lookups of all bag features of one side, pooled and added up."""
 
     def __call__(self, features: FeatureBatch) -> Tensor:
-        """Mean-pooled embeddings ``[N, F, D]`` in the order of the spec; an empty bag gives zeros."""
+        """Σ over features of the mean over the feature's bag, ``[N, D]``; empty bags add nothing."""
         ...
 
 
 class PlainTables(nn.Module):
-    """One ``nn.Embedding``-like weight per bag feature, pooled by ``embedding_bag``."""
+    """One weight ``[rows, D]`` per bag feature."""
 
     def __init__(self, rows: dict[str, int], dim: int) -> None:
         super().__init__()
         self.names = list(rows)
         self.dim = dim
         self.weights = nn.ParameterDict(
-            {
-                name.replace(".", "__"): nn.Parameter(torch.randn(count, dim) * 0.02)
-                for name, count in rows.items()
-            }
+            {name: nn.Parameter(torch.randn(count, dim) * 0.02) for name, count in rows.items()}
         )
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """See :class:`Tables`."""
-        pooled = []
+        anchor = next(self.parameters(), None)
+        total = torch.zeros(features.size, self.dim, device=anchor.device if anchor is not None else None)
         for name in self.names:
             values, offsets = features.bags[name]
-            weight = self.weights[name.replace(".", "__")]
-            if values.numel() == 0:
-                pooled.append(weight.new_zeros(features.size, self.dim))
-                continue
-            pooled.append(
-                nn.functional.embedding_bag(values, weight, offsets, mode="mean", include_last_offset=True)
-            )
-        if not pooled:
-            device = next(iter(features.dense.values())).device if features.dense else torch.device("cpu")
-            return torch.zeros(features.size, 0, self.dim, device=device)
-        return torch.stack(pooled, dim=1)
+            if values.numel() > 0:
+                weight = self.weights[name]
+                total = total + F.embedding_bag(
+                    values, weight, offsets, mode="mean", include_last_offset=True
+                )
+        return total
 
 
 def table_rows(spec: FeatureSpec, side: str) -> dict[str, int]:

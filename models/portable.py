@@ -36,5 +36,7 @@ def load_two_tower(directory: Path, device: str = "cpu") -> TwoTower:
         model.load_state_dict(load_file(directory / "model.safetensors"))
     except (TypeError, KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise ContractError(f"{directory}: weights and shape disagree ({first}); train and publish again") from None
+        raise ContractError(
+            f"{directory}: weights and shape disagree ({first}); train and publish again"
+        ) from None
     return model.to(torch.device(device)).eval()

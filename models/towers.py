@@ -1,6 +1,5 @@
-"""The two towers. Axes: B users, N videos, F features, D dimensions."""
+"""The two towers. Axes: B users, N videos, W feature width, D dimensions."""
 
-import torch
 from torch import Tensor, nn
 
 from models.embeddings import FeatureBatch, Tables
@@ -13,31 +12,23 @@ class VideoTower(nn.Module):
     an unknown id leaves a vector that lives on content alone.
     """
 
-    def __init__(
-        self, tables: nn.Module, features: int, dense_widths: dict[str, int], dim: int, dropout: float
-    ) -> None:
+    def __init__(self, tables: nn.Module, dense_widths: dict[str, int], dim: int) -> None:
         super().__init__()
         self.tables: Tables = tables
-        self.scale = nn.Parameter(torch.ones(features))
         self.dense = nn.ModuleDict(
-            {
-                name.replace(".", "__"): nn.Linear(width, dim, bias=False)
-                for name, width in dense_widths.items()
-            }
+            {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
         )
         last = nn.Linear(2 * dim, dim)
         # the refinement starts as the identity: ids and content are learnt first
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.refine = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), last
-        )
+        self.refine = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), last)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """Unfinished video vectors ``[N, D]``."""
-        video_ND = (self.tables(features) * self.scale[:, None]).sum(dim=1)
+        video_ND = self.tables(features)
         for name, matrix_NW in features.dense.items():
-            video_ND = video_ND + self.dense[name.replace(".", "__")](matrix_NW)
+            video_ND = video_ND + self.dense[name](matrix_NW)
         out: Tensor = video_ND + self.refine(video_ND)
         return out
 
@@ -49,17 +40,14 @@ class UserToken(nn.Module):
         super().__init__()
         self.tables: Tables = tables
         self.dense = nn.ModuleDict(
-            {
-                name.replace(".", "__"): nn.Linear(width, dim, bias=False)
-                for name, width in dense_widths.items()
-            }
+            {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """User token ``[B, D]``."""
-        user_BD = self.tables(features).sum(dim=1)
+        user_BD = self.tables(features)
         for name, matrix_BW in features.dense.items():
-            user_BD = user_BD + self.dense[name.replace(".", "__")](matrix_BW)
+            user_BD = user_BD + self.dense[name](matrix_BW)
         out: Tensor = self.dropout(user_BD)
         return out

@@ -66,11 +66,7 @@ class TwoTower(nn.Module):
         self.shape = shape
         dim = shape.dim
         self.video_tower = VideoTower(
-            video_tables or PlainTables(shape.video_rows, dim),
-            len(shape.video_rows),
-            shape.video_dense,
-            dim,
-            shape.dropout,
+            video_tables or PlainTables(shape.video_rows, dim), shape.video_dense, dim
         )
         self.user_token = UserToken(
             user_tables or PlainTables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout
