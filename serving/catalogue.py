@@ -42,6 +42,12 @@ class Coded:
         codes = self.names.rows(names)
         return codes[codes > 0]
 
+    def names_of(self, codes: npt.ArrayLike) -> list[int | str]:
+        """The distinct names of ``codes``, ascending; 0 has none."""
+        distinct = np.unique(np.asarray(codes, np.int64))
+        names: list[int | str] = self.names.ids(distinct[distinct > 0]).to_pylist()
+        return names
+
 
 @dataclass(frozen=True, slots=True)
 class ListColumn:

@@ -144,8 +144,9 @@ class FeedVideo(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Why(Struct, frozen=True, kw_only=True):
     """Why a video stands where it does (``/v1/explain``).
 
-    ``rank`` is its place (from 0) by score before rules, caps and slots moved it by ``moved`` places
-    (positive: towards the top). ``rules`` names what fired.
+    ``rank`` is its place (from 0) by score among all that the hard rules admitted, ``moved`` by how many
+    places slots and preferences moved it (positive: towards the top). ``rules`` names the preferences
+    that gave way for it, and what put it there if not its score.
     """
 
     retrieval_score: float | None
@@ -167,6 +168,26 @@ class FeedResponse(Struct, frozen=True, kw_only=True):
     cursor: str
     degraded: list[str]
     videos: list[FeedVideo]
+
+
+class ExplainRequest(FeedRequest, forbid_unknown_fields=True, kw_only=True):
+    """As for the feed; or ``request_id``, to explain a page that this user was given before."""
+
+    request_id: Key | None = None
+
+
+class ExplainResponse(FeedResponse, frozen=True, kw_only=True):
+    """A page with reasons. Of all candidates the hard rules admitted ``admitted`` and refused the others.
+
+    ``refused`` counts these by rule, beyond the videos that were never looked up because they had been
+    shown, or because they cannot be shown in this market.
+    """
+
+    admitted: int
+    refused: dict[str, int]
+    market: str | None
+    policy: str
+    history_steps: int
 
 
 class ScoredVideo(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,8 @@
 from data.errors import ConfigError
 from serving.state.protocol import Limits, Store
 
+__all__ = ["Limits", "Store", "open_store"]
+
 
 def open_store(url: str, limits: Limits) -> Store:
     """Open ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``redis://host:port/db``.

@@ -104,10 +104,9 @@ class PageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedPage(msgspec.Struct, frozen=True):
-    """One row of the served log: ``body`` and ``log`` of a :class:`PageRecord` under a growing number."""
+    """One row of the served log: ``log`` of a :class:`PageRecord` under a growing number."""
 
     seq: int
-    body: bytes
     log: bytes
 
 

@@ -109,7 +109,7 @@ redis.call('RPUSH', session..':videos', ARGV[5])
 redis.call('PEXPIRE', session, ARGV[9])
 redis.call('PEXPIRE', session..':videos', ARGV[9])
 local seq = redis.call('INCR', ARGV[1]..'pages:seq')
-redis.call('XADD', ARGV[1]..'pages', seq..'-0', 't', ARGV[8], 'b', ARGV[6], 'l', ARGV[7])
+redis.call('XADD', ARGV[1]..'pages', seq..'-0', 't', ARGV[8], 'l', ARGV[7])
 if #ARGV > 11 then
   local served = ARGV[1]..'u:'..ARGV[4]..':served:'..ARGV[10]
   for at = 12, #ARGV do redis.call('SADD', served, ARGV[at]) end
@@ -250,7 +250,7 @@ class RedisStore:
 
     def pages_after(self, seq: int, limit: int) -> list[LoggedPage]:
         """See :meth:`Store.pages_after`."""
-        return [LoggedPage(number, row[b"b"], row[b"l"]) for number, row in self._range("pages", seq, limit)]
+        return [LoggedPage(number, row[b"l"]) for number, row in self._range("pages", seq, limit)]
 
     def sweep(self, now_ms: int) -> int:
         """See :meth:`Store.sweep`. Redis itself forgets all but the two logs."""

@@ -150,7 +150,7 @@ class SqliteStore:
     def pages_after(self, seq: int, limit: int) -> list[LoggedPage]:
         """See :meth:`Store.pages_after`."""
         with self._read() as db:
-            query = "SELECT seq, body, log FROM pages WHERE seq > ? ORDER BY seq LIMIT ?"
+            query = "SELECT seq, log FROM pages WHERE seq > ? ORDER BY seq LIMIT ?"
             return [LoggedPage(*row) for row in db.execute(query, (seq, limit))]
 
     # writes

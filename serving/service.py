@@ -1,0 +1,184 @@
+"""What each route does, without HTTP: reads the store, asks the bundle, hands the page out."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from serving.cursor import CursorSigner
+from serving.intake import record_of
+from serving.live import Deployment, LiveBundle
+from serving.metrics import Metrics
+from serving.paging import FeedSettings, PageMaker
+from serving.rules import Audience, hidden_codes
+from serving.schema import (
+    EventsRequest,
+    EventsResponse,
+    ExplainRequest,
+    FeedRequest,
+    ScoredVideo,
+    ScoreRequest,
+    ScoreResponse,
+    encode,
+)
+from serving.served import ServedPage, explanation_of, pack, response_of, served_slots
+from serving.sessions import KeptPage, Sessions
+from serving.state import Store
+from serving.state.protocol import Id, Mark, PageRecord, UserState
+
+NEVER = float("inf")
+
+
+def wall_clock_ms() -> int:
+    """Now, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class FeedService:
+    """Answers requests from one store and the bundle that is live. Safe to call from several threads.
+
+    Besides :class:`serving.schema.ApiError`, methods may raise ``NotReady``, ``StoreUnavailable`` and
+    ``QueueFull``: try again later.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        store: Store,
+        settings: FeedSettings,
+        metrics: Metrics,
+        *,
+        secret: bytes | None = None,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        """``secret`` signs cursors; None takes the one that the store keeps for all its replicas."""
+        secret = secret or store.secret()
+        self.metrics = metrics
+        self.deployment = deployment
+        self._store = store
+        self._clock_ms = clock_ms
+        self._sessions = Sessions(store, CursorSigner(secret))
+        self._pages = PageMaker(settings, metrics, secret)
+
+    def feed(self, request: FeedRequest, deadline: float = NEVER) -> bytes:
+        """The next page. ``deadline`` is on :func:`time.monotonic`'s clock; past it, answers degrade."""
+        return self._page(request, deadline).body
+
+    def explain(self, request: ExplainRequest, deadline: float = NEVER) -> bytes:
+        """As :meth:`feed`, with reasons; or an earlier page with reasons."""
+        if request.request_id is None:
+            kept = self._page(request, deadline)
+        else:
+            user_id = self.deployment.live.user_id(request.user_id)
+            kept = self._sessions.earlier(request.request_id, user_id)
+        return encode(explanation_of(kept.body, kept.log))
+
+    def score(self, request: ScoreRequest, deadline: float = NEVER) -> bytes:
+        """Values of any videos for one user, in the order asked."""
+        live, now_ms = self.deployment.live, self._clock_ms()
+        user_id = live.user_id(request.user_id)
+        with self.metrics.stage("state"):
+            state = self._store.user(user_id, now_ms)
+        with self.metrics.stage("score"):
+            rows = live.catalogue.rows(request.video_ids)
+            user = live.user_request(user_id, state.steps, request.surface, now_ms)
+            values = live.ranker.score(user, rows)
+        videos = [
+            ScoredVideo(video_id=video_id, value=value, probabilities={}, known=row > 0)
+            for video_id, value, row in zip(request.video_ids, values.tolist(), rows.tolist(), strict=True)
+        ]
+        return encode(ScoreResponse(bundle=live.name, degraded=[], videos=videos))
+
+    def events(self, request: EventsRequest, deadline: float = NEVER) -> bytes:
+        """Take events in, durably; they count from the user's next request on."""
+        live, now_ms = self.deployment.live, self._clock_ms()
+        events = enumerate(request.events)
+        records = [record_of(event, f"events[{place}]", live, now_ms) for place, event in events]
+        with self.metrics.stage("accept"):
+            new = self._store.accept(records)
+        for record, counts in zip(records, new, strict=True):
+            if counts:
+                self.metrics.events.labels(record.kind).inc()
+        duplicates = len(new) - sum(new)
+        self.metrics.duplicates.inc(duplicates)
+        return encode(EventsResponse(accepted=sum(new), duplicates=duplicates))
+
+    def ready(self) -> None:
+        """Return when requests can be answered; raises what stands in the way."""
+        _ = self.deployment.live
+        self._store.ping()
+
+    def sweep(self) -> int:
+        """Let the store forget what is old enough; returns how many rows went."""
+        return self._store.sweep(self._clock_ms())
+
+    def close(self) -> None:
+        """Answer what waits, then stop ranking. Store and deployment stay open."""
+        self._pages.close()
+
+    def _page(self, request: FeedRequest, deadline: float) -> KeptPage:
+        live, now_ms = self.deployment.live, self._clock_ms()
+        user_id = live.user_id(request.user_id)
+        with self.metrics.stage("session"):
+            turn = self._sessions.turn(request.cursor, user_id)
+        if turn.kept is not None:
+            return turn.kept
+        with self.metrics.stage("state"):
+            state = self._store.user(user_id, now_ms)
+            user = live.user_request(user_id, state.steps, request.surface, now_ms)
+        market = request.market or live.market_of(user.user_row)
+        audience = _audience(live, request, market, state, turn.served)
+        page, degraded = self._pages.make(live, user, audience, request.page_size, turn.place, deadline)
+
+        rows = [slot.row for slot in page.slots]
+        served = ServedPage(
+            request_id=turn.request_id,
+            user_id=user_id,
+            time_ms=now_ms,
+            bundle=live.name,
+            policy=live.name,
+            slots=served_slots(live.catalogue.ids(rows).to_pylist(), page.slots),
+            surface=request.surface,
+            market=market,
+            context=request.context or {},
+            degraded=degraded,
+            admitted=page.admitted,
+            refused=dict(page.refused),
+            history_steps=len(user.history),
+        )
+        answer = response_of(served, rows, live.facts, self._sessions.next_cursor(turn.place))
+        record = PageRecord(
+            session_id=turn.place.session_id,
+            page=turn.place.page,
+            user_id=user_id,
+            time_ms=now_ms,
+            video_ids=[slot.video_id for slot in served.slots],
+            body=encode(answer),
+            log=pack(served),
+        )
+        with self.metrics.stage("commit"):
+            kept = self._sessions.commit(record)
+        if kept.body is record.body:
+            self._count(served)
+        return kept
+
+    def _count(self, served: ServedPage) -> None:
+        for reason in served.degraded:
+            self.metrics.degraded.labels(reason).inc()
+        for slot in served.slots:
+            self.metrics.slots.labels(slot.source).inc()
+        if not served.slots:
+            self.metrics.empty_pages.inc()
+
+
+def _audience(
+    live: LiveBundle, request: FeedRequest, market: str | None, state: UserState, on_session: Sequence[Id]
+) -> Audience:
+    language = (request.context or {}).get("language")
+    creators, merchants = hidden_codes(live.facts, state.marks)
+    return Audience(
+        market=market,
+        language=language if isinstance(language, str) else None,
+        shown=live.rows_of([*on_session, *state.served, *state.seen]),
+        hidden_videos=live.rows_of(state.marks.get(Mark.hidden_video, [])),
+        hidden_creators=creators,
+        hidden_merchants=merchants,
+    )
