@@ -13,8 +13,8 @@ from data.errors import ConfigError, ContractError
 #: Raised whenever a bundle of an older release would be read wrongly.
 BUNDLE_VERSION = 1
 MANIFEST = "manifest.json"
-#: Made from the rest of the content, and by FAISS not bit for bit the same twice: not part of the name.
-DERIVED_FILES = ("index.faiss",)
+#: Follow from the rest of the content, but not bit for bit the same twice (FAISS builds in parallel).
+DERIVED_FILES = ("index.faiss", "golden.arrow")
 
 _NAME = re.compile(r"bundle-[0-9a-f]{16}")
 _BLOCK = 1 << 20

@@ -163,22 +163,29 @@ class ApproximateIndex:
         return max(width, k) if parameters.kind is IndexKind.hnsw else min(width, parameters.lists)
 
     def tuned(
-        self, vectors_ND: Vectors, user_BD: Vectors, recall_target: float
+        self, vectors_ND: Vectors, tuning_BD: Vectors, checking_BD: Vectors, recall_target: float
     ) -> tuple["ApproximateIndex", float]:
-        """The narrowest search that reaches ``recall_target`` on ``user_BD``, and the recall it reached.
+        """The narrowest search that reaches ``recall_target`` on both groups of users, and the recall of
+        ``checking_BD``, who had no say in the width unless the first group's was too narrow for them.
 
-        Doubles the width until the target is met or the whole catalogue is searched.
+        Doubles the width until both reach the target or the whole catalogue is searched.
         """
         kind, k = self.parameters.kind, self.parameters.k
         limit = self.parameters.lists if kind is IndexKind.ivf else int(self._index.ntotal)
-        truth = ExactSearch(vectors_ND).search(user_BD, k)
+        exact = ExactSearch(vectors_ND)
+        groups = [
+            (user_BD, [hits.score for hits in exact.search(user_BD, k)])
+            for user_BD in (tuning_BD, checking_BD)
+        ]
         width = 1 if kind is IndexKind.ivf else k
         while True:
             candidate = ApproximateIndex(self._index, replace(self.parameters, width=min(width, limit)))
-            found = candidate.search(user_BD, k)
-            recall = recall_of(found, [hits.score for hits in truth], vectors_ND, user_BD)
-            if recall >= recall_target or width >= limit:
-                return candidate, recall
+            recalls = [
+                recall_of(candidate.search(user_BD, k), truth, vectors_ND, user_BD)
+                for user_BD, truth in groups
+            ]
+            if min(recalls) >= recall_target or width >= limit:
+                return candidate, recalls[1]
             width *= 2
 
 

@@ -181,7 +181,10 @@ class Pipeline:
         return hits
 
     def popular(self, request: RankRequest, reason: str) -> RankedList:
-        """The most popular videos of the market, then of all markets, within the same hard rules; says ``reason``."""
+        """The most popular videos of the market, then of all markets, within the same hard rules.
+
+        ``reason`` is what ``degraded`` will say.
+        """
         everywhere = self.bundle.popularity[EVERYWHERE]
         market = self.bundle.popularity.get(request.market or EVERYWHERE, everywhere)
         rows = np.concatenate([market.video_row, everywhere.video_row])
