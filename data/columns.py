@@ -5,6 +5,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.vocabulary import Vocabulary
+
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
@@ -88,6 +90,15 @@ def ranges(start: I64, end: I64) -> I64:
     lengths = end - start
     position = np.arange(int(lengths.sum()), dtype=np.int64)
     return position + np.repeat(start - offsets_of(lengths)[:-1], lengths)
+
+
+def align(table: pa.Table, key: str, rows: Vocabulary) -> pa.Table:
+    """``table`` with one row per id of ``rows``, in their order; null where it has no such id."""
+    place = np.zeros(len(rows), np.int64)
+    place[rows.rows(column(table, key))] = np.arange(1, table.num_rows + 1)
+    index = pa.array(place[1:] - 1, mask=place[1:] == 0)
+    taken = table.take(index)
+    return taken.set_column(taken.column_names.index(key), key, rows.known)
 
 
 def _none(chunked: pa.ChunkedArray) -> pa.Array:

@@ -98,7 +98,7 @@ class FeatureSpec:
         )
 
     def __getitem__(self, name: str) -> BagFeature | DenseFeature:
-        for feature in self._all():
+        for feature in self.features:
             if feature.name == name:
                 return feature
         raise KeyError(name)
@@ -106,9 +106,11 @@ class FeatureSpec:
     @property
     def names(self) -> list[str]:
         """Names of all features, bags first."""
-        return [feature.name for feature in self._all()]
+        return [feature.name for feature in self.features]
 
-    def _all(self) -> list[BagFeature | DenseFeature]:
+    @property
+    def features(self) -> list[BagFeature | DenseFeature]:
+        """All features, bags first."""
         return [*self.bags, *self.dense]
 
     @property

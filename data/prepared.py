@@ -126,8 +126,9 @@ class Prepared:
         return str(self.manifest["hash"])
 
     def save_tables(self, out: str | Path) -> None:
-        """Copy everything but the sequences into ``out``: what a run and a bundle need to carry."""
+        """Copy everything but the sequences into the new directory ``out``, for a run to carry."""
         target = Path(out)
+        target.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.path / "vocabularies", target / "vocabularies")
         for name in ("videos", "users", "video_counts", "video_raw"):
             shutil.copyfile(self.path / f"{name}.safetensors", target / f"{name}.safetensors")
@@ -178,6 +179,8 @@ def write_tables(
         "catalogue_size": len(indexes["catalogue"]) - 1,
     }
     complete["hash"] = manifest_hash(complete)
+    for file in root.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for the owner alone
     write_json(root / "prepared.json", complete)
     return complete
 

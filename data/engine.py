@@ -1,0 +1,126 @@
+"""Where Ibis expressions run: DuckDB inside this process, or Spark. Both give the same rows."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import ConfigError
+
+BATCH_ROWS = 250_000
+
+
+class Engine(Enum):
+    """Which engine evaluates the expressions."""
+
+    duckdb = "duckdb"
+    spark = "spark"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An open engine; made by :func:`open_engine`. ``scratch`` is emptied when it closes."""
+
+    engine: Engine
+    backend: Any
+    scratch: Path
+
+    def parquet(self, files: Sequence[Path]) -> ir.Table:
+        """A lazy table over Parquet files of one schema."""
+        paths = [str(file) for file in files]
+        if self.engine is Engine.spark:
+            frame = self.backend._session.read.parquet(*paths)
+            name = f"shopreel_{ibis.util.guid()}"
+            frame.createOrReplaceTempView(name)
+            return self.backend.table(name)
+        return self.backend.read_parquet(paths)
+
+    def lookup(self, rows: pa.Table) -> ir.Table:
+        """A lazy table over rows of this process, to join with: written to ``scratch`` as Parquet."""
+        file = self.scratch / f"lookup_{ibis.util.guid()}.parquet"
+        pq.write_table(rows, file)
+        return self.parquet([file])
+
+    def table(self, expression: ir.Table) -> pa.Table:
+        """The whole result, in memory: for small ones."""
+        return self.backend.to_pyarrow(expression)
+
+    def batches(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
+        """The result in its order, a batch at a time, however long it is."""
+        if self.engine is Engine.duckdb:
+            # not to_pyarrow_batches: ibis 12 calls a method there that DuckDB 2 has renamed
+            yield from self.backend.con.sql(self.backend.compile(expression)).to_arrow_reader(BATCH_ROWS)
+            return
+        out = Path(tempfile.mkdtemp(dir=self.scratch)) / "rows"
+        self.backend.to_parquet(expression, str(out))
+        for part in sorted(out.glob("part-*.parquet")):  # a sorted result lies in the order of its parts
+            yield from pq.ParquetFile(part).iter_batches(BATCH_ROWS)
+        shutil.rmtree(out)
+
+
+@contextmanager
+def open_engine(
+    engine: Engine, *, memory_limit_gb: float, temp_directory: Path | str | None = None, threads: int = 0
+) -> Iterator[Session]:
+    """Open an engine that spills to ``temp_directory`` (default: the system's) beyond ``memory_limit_gb``.
+
+    ``threads`` 0 takes all cores. Spark takes memory and cores from its own configuration where it was
+    started with one (``spark-submit``). Raises :class:`ConfigError` where Spark or Java is missing.
+    """
+    if temp_directory is not None and not Path(temp_directory).is_dir():
+        raise ConfigError(f"temp_directory={temp_directory}: no such directory; make it or choose another")
+    with tempfile.TemporaryDirectory(prefix="shopreel-", dir=temp_directory) as scratch:
+        open_one = _duckdb if engine is Engine.duckdb else _spark
+        backend = open_one(Path(scratch), memory_limit_gb, threads)
+        try:
+            yield Session(engine, backend, Path(scratch))
+        finally:
+            backend.disconnect()
+
+
+def _duckdb(scratch: Path, memory_limit_gb: float, threads: int) -> Any:
+    settings: dict[str, Any] = {
+        "memory_limit": f"{memory_limit_gb}GB",
+        "temp_directory": str(scratch / "spill"),
+    }
+    if threads:
+        settings["threads"] = threads
+    backend = ibis.duckdb.connect(**settings)
+    backend.raw_sql("SET preserve_insertion_order = false")
+    backend.raw_sql("SET TimeZone = 'UTC'")
+    return backend
+
+
+def _spark(scratch: Path, memory_limit_gb: float, threads: int) -> Any:
+    try:
+        from pyspark.conf import SparkConf
+        from pyspark.errors import PySparkRuntimeError
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise ConfigError("engine=spark needs pyspark; pip install 'pyspark>=4.0', or use duckdb") from None
+    builder = SparkSession.builder.appName("shopreel").config("spark.sql.session.timeZone", "UTC")
+    if not SparkConf().contains("spark.master"):
+        builder = (
+            builder.master(f"local[{threads or '*'}]")
+            .config("spark.driver.memory", f"{max(int(memory_limit_gb * 1024), 512)}m")
+            .config("spark.local.dir", str(scratch))
+            .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
+            .config("spark.sql.shuffle.partitions", "8")
+            .config("spark.ui.enabled", "false")
+        )
+    try:
+        session = builder.getOrCreate()
+    except PySparkRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"engine=spark did not start ({reason}); install Java 17, or use duckdb") from None
+    session.sparkContext.setLogLevel("ERROR")
+    return ibis.pyspark.connect(session)
