@@ -24,15 +24,20 @@ _BLOCK_RECORDS = 500_000
 
 @dataclass(slots=True)
 class HeldOutRequests:
-    """B requests of one split, one per user with at least one truth.
+    """B requests of one split, at most one per user.
 
-    ``requests[i]`` is what the server would know; ``seen[i]`` int64: distinct catalogue rows (> 0) shown
-    to the user, or acted on, before the split began, ascending. ``truth``: see :func:`truth_schema`.
+    ``requests[i]`` is what the server would know, ``request_ids[i]`` its name in every table and
+    ``markets[i]`` its market (null where unknown); ``seen[i]`` int64: distinct catalogue rows (> 0) shown
+    to the user, or acted on, before the split began, ascending. ``truth``: see :func:`truth_schema`, its
+    requests in the same order. ``without_truth``: users of the split who were left out for want of one.
     """
 
     requests: list[UserRequest]
+    request_ids: pa.Array
+    markets: pa.Array
     seen: list[I64]
     truth: pa.Table
+    without_truth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def held_out_requests(
     dataset: Dataset,
     split_name: str,
     *,
-    gain: str,
+    gain: str | None,
     rules: HeldOutRules,
     rows: Rows,
     limit: int,
@@ -86,10 +91,11 @@ def held_out_requests(
     The history holds the last ``limit`` steps of everything before the split began; the truth is every
     video with ``gain`` true in the split that was not seen before, known to ``rows.catalogue`` or not.
     The request's time and surface are those of the user's first impression in the split. A user whom
-    ``rows.users`` lacks has row 0, but a history all the same. No request at all: no batch.
-    ``gain`` must be a label, else :class:`ConfigError`.
+    ``rows.users`` lacks has row 0, but a history all the same. A batch may hold no request.
+    ``gain`` must be a label, else :class:`ConfigError`; None gives every user with an impression in the
+    split, all without truth.
     """
-    if gain not in LABEL_BIT:
+    if gain is not None and gain not in LABEL_BIT:
         raise ConfigError(f"gain={gain}: choose one of {', '.join(LABELS)}")
     rank = split_rank(split_name)
     if rank == TRAIN:
@@ -104,9 +110,7 @@ def held_out_requests(
         )
         translate = _Translation(own, rows, f"{split_name}:")
         for block in stream(session, log, own, block_records=_BLOCK_RECORDS):
-            batch = _batch(block, rank, LABEL_BIT[gain], translate, limit)
-            if batch.requests:
-                yield batch
+            yield _batch(block, rank, gain and LABEL_BIT[gain], translate, limit)
 
 
 def truth_of_split(
@@ -155,17 +159,24 @@ class _Translation:
         self.user_row = np.concatenate([[0], self.model.users.rows(self.own.users.known)])
         self.video_row = np.concatenate([[0], self.model.catalogue.rows(self.own.catalogue.known)])
 
+    def request_ids(self, user: I64) -> pa.Array:
+        """``<split>:<user_id>`` of the log's own user rows."""
+        return pc.binary_join_element_wise(self.prefix, self.own.users.ids(user).cast(pa.string()), "")
 
-def _batch(block: Block, rank: int, bit: int, translate: _Translation, limit: int) -> HeldOutRequests:
+
+def _batch(
+    block: Block, rank: int, bit: int | None, translate: _Translation, limit: int
+) -> HeldOutRequests:
     bounds = block.user_bounds()
     number = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     unseen = unseen_impressions(block, rank)
-    positive = np.flatnonzero(unseen & ((block.true & bit) > 0))
-    chosen = np.unique(number[positive])
+    positive = np.flatnonzero(unseen & ((block.true & (bit or 0)) > 0))
     history_end = bounds[:-1] + np.bincount(number[block.rank < rank], minlength=len(bounds) - 1)
     in_split = np.flatnonzero((block.rank == rank) & ~block.is_action)
     first = np.full(len(bounds) - 1, -1)
     first[number[in_split[::-1]]] = in_split[::-1]
+    present = np.flatnonzero(first >= 0)
+    chosen = present if bit is None else np.unique(number[positive])
     video_row = translate.video_row[block.video]
     requests, seen = [], []
     for user in chosen.tolist():
@@ -179,7 +190,11 @@ def _batch(block: Block, rank: int, bit: int, translate: _Translation, limit: in
         requests.append(UserRequest(row, history, int(block.time_ms[now]), int(block.surface[now])))
         met = np.unique(video_row[begin:end])
         seen.append(met[met > 0])
-    return HeldOutRequests(requests, seen, _truth(block, positive, unseen, first[number], translate))
+    return HeldOutRequests(
+        requests, translate.request_ids(block.user[first[chosen]]),
+        translate.own.markets.ids(block.market[first[chosen]]).cast(pa.string()), seen,
+        _truth(block, positive, unseen, first[number], translate), len(present) - len(chosen),
+    )  # fmt: skip
 
 
 def _truth(
@@ -197,10 +212,9 @@ def _truth(
     np.bitwise_or.at(masks[1], place, block.known[shown])
     true, known = masks[:, np.searchsorted(pairs, key[kept])]
     user_id = translate.own.users.ids(block.user[kept])
-    request_id = pc.binary_join_element_wise(translate.prefix, user_id.cast(pa.string()), "")
     return pa.table(
         [
-            request_id,
+            translate.request_ids(block.user[kept]),
             user_id,
             pa.array(block.time_ms[request[kept]] * 1000, pa.timestamp("us", "UTC")),
             translate.own.catalogue.ids(block.video[kept]),
