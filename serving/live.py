@@ -54,7 +54,10 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveBundle:
-    """A bundle ready to answer. ``market_of(user_row)`` is the market in the user's profile, if any."""
+    """A bundle ready to answer. ``market_of(user_row)`` is the market in the user's profile, if any.
+
+    ``videos`` are raw, by catalogue row; ``products`` raw, in any order.
+    """
 
     name: str
     ranker: Ranker
@@ -63,6 +66,8 @@ class LiveBundle:
     users: Vocabulary
     surfaces: Vocabulary
     market_of: Callable[[int], str | None]
+    videos: pa.Table
+    products: pa.Table | None
 
     def user_id(self, value: Id) -> Id:
         """A user's id in the type of this bundle's ids; see :func:`canonical`."""
@@ -125,6 +130,8 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> LiveBundle:
         users=bundle.users,
         surfaces=bundle.surfaces,
         market_of=_profile_market(bundle),
+        videos=bundle.videos,
+        products=bundle.products,
     )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from serving import showcase
 from serving.cursor import CursorSigner
 from serving.intake import record_of
 from serving.live import Deployment, LiveBundle
@@ -100,6 +101,14 @@ class FeedService:
         duplicates = len(new) - sum(new)
         self.metrics.duplicates.inc(duplicates)
         return encode(EventsResponse(accepted=sum(new), duplicates=duplicates))
+
+    def showcase_users(self) -> bytes:
+        """See :func:`serving.showcase.users`."""
+        return showcase.users(self.deployment.live, self._store, self._clock_ms())
+
+    def showcase_videos(self, video_ids: Sequence[str]) -> bytes:
+        """See :func:`serving.showcase.videos`."""
+        return showcase.videos(self.deployment.live, video_ids)
 
     def ready(self) -> None:
         """Return when requests can be answered; raises what stands in the way."""
