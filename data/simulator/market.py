@@ -11,10 +11,13 @@ import numpy.typing as npt
 from data.dataset import write_table
 from data.errors import ConfigError, ContractError
 from data.simulator.behaviour import SURFACES, Exposure
+from data.simulator.campaigns import CAMPAIGN_POSITION
+from data.simulator.chunk import Audience, scores
 from data.simulator.delays import ATTRIBUTION_DAYS
 from data.simulator.expectation import QUANTITIES, expect
 from data.simulator.ledger import Ledger, open_ledger
 from data.simulator.log import LogCounts, simulate_days
+from data.simulator.policy import Candidates, mixture, weights
 from data.simulator.settings import DAY_MS, MarketSettings
 from data.simulator.tables import products_table, users_table, videos_table
 from data.simulator.taste import F64, I64, Bool
@@ -91,14 +94,14 @@ class Market:
         whether the video was live or allowed in the market then: see :meth:`live`. Raises
         :class:`ContractError` for an id that is not of this market; no pairs give empty arrays.
         """
-        user = _rows(self.world.users.id, user_ids, "user_id")
-        video = _rows(self.world.videos.id, video_ids, "video_id")
+        user = rows_of(self.world.users.id, user_ids, "user_id")
+        video = rows_of(self.world.videos.id, video_ids, "video_id")
         exposure = self._exposure(user, video, time, surface, position)
         return expect(self.world, exposure, self.ledger.stock_out_day, window_days, quantities)
 
     def live(self, user_id: int, time: Time) -> Bool:
         """Which videos are published at ``time`` and allowed in the user's market, bool [N]."""
-        row = _rows(self.world.users.id, [user_id], "user_id")[0]
+        row = rows_of(self.world.users.id, [user_id], "user_id")[0]
         published = self.world.videos.publish_ms <= _moments(time)
         return published & self.world.videos.market_NR[:, self.world.users.region[row]]
 
@@ -112,6 +115,38 @@ class Market:
         scores = np.full(len(self.video_ids), -np.inf)
         scores[live] = found[quantity]
         return scores
+
+    def choice_probabilities(
+        self,
+        user_id: int,
+        day: int,
+        shown_video_ids: Ids,
+        *,
+        position: int = 0,
+        random: bool = False,
+    ) -> tuple[I64, F64]:
+        """What the logging policy shows next to the user: video ids left in the pool and their probabilities.
+
+        ``shown_video_ids`` is all that the user was shown before, earlier positions of the slate included;
+        ``random`` asks for the policy ``random`` instead of ``production``. Known only for days of a log
+        that was written: :class:`ConfigError` otherwise.
+        """
+        if not 0 <= day < len(self.ledger.video_TSP) or (self.ledger.video_TSP[day] < 0).all():
+            raise ConfigError(f"day={day} was not simulated; take a day of a written log")
+        user = rows_of(self.world.users.id, [user_id], "user_id")
+        shown = rows_of(self.world.videos.id, shown_video_ids, "video_id")
+        pools = self.ledger.pools(day)
+        pool = np.searchsorted(pools.segment, self.world.users.segment[user])
+        video_UP = pools.video_SP[pool]
+        left_UP = (video_UP >= 0) & ~np.isin(video_UP, shown)
+        score_UP = scores(self.world, pools, Audience(user, pool, left_UP))
+        weight_UP = weights(score_UP, left_UP, self.world.settings.policy_sharpness)
+        promotes = position == CAMPAIGN_POSITION and not random
+        share_U = self.ledger.campaign_TR[day, self.world.users.region[user]] * promotes
+        explore_U = np.array([1.0 if random else self.world.settings.explore_share])
+        chance = mixture(Candidates(weight_UP, left_UP, pools.campaign_S[pool]), explore_U, share_U)[0]
+        left = np.flatnonzero(left_UP[0])
+        return self.video_ids[video_UP[0, left]], chance[left]
 
     def _exposure(
         self,
@@ -136,7 +171,7 @@ class Market:
         return Exposure(user, video, each(day), each(place if len(place) > 1 else place[0]), each(position))
 
 
-def _rows(ids: I64, wanted: Ids, column: str) -> I64:
+def rows_of(ids: I64, wanted: Ids, column: str) -> I64:
     """Rows of ``wanted`` in the ascending ``ids``."""
     sought = np.asarray(wanted, dtype=np.int64)
     rows = np.minimum(np.searchsorted(ids, sought), len(ids) - 1)

@@ -46,8 +46,8 @@ class Choices:
 
 def weights(score_UP: F32, left_UP: Bool, sharpness: float) -> F64:
     """Softmax weights of the production policy, float64 [U, P] in [exp(-12), 1]; 0 where not left."""
-    log_weight = sharpness * np.where(left_UP, score_UP, -np.inf).astype(np.float64)
-    log_weight -= log_weight.max(axis=1, keepdims=True)
+    log_weight = np.where(left_UP, sharpness * score_UP.astype(np.float64), -np.inf)
+    log_weight -= np.where(left_UP.any(axis=1), log_weight.max(axis=1), 0.0)[:, None]
     return np.where(left_UP, np.exp(np.maximum(log_weight, LOWEST_LOG_WEIGHT)), 0.0)
 
 
