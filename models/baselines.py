@@ -54,7 +54,8 @@ class Baseline:
 
     def scores(self, users: Sequence[Engagement]) -> np.ndarray:
         """Scores float32 ``[U, N + 1]``, column 0 at −inf; a user without history gets zeros there
-        (popularity: the same order for everybody)."""
+        (popularity: the same order for everybody).
+        """
         match self.kind:
             case BaselineKind.popularity:
                 count = self.arrays["count"]
@@ -87,9 +88,15 @@ class Baseline:
     def save(self, directory: Path) -> None:
         """Write ``baseline.safetensors`` and ``baseline.json``."""
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(a) for name, a in self.arrays.items()}, directory / "baseline.safetensors")
+        save_file(
+            {name: np.ascontiguousarray(a) for name, a in self.arrays.items()},
+            directory / "baseline.safetensors",
+        )
         record = {"recency": self.recency, "ridge": self.ridge, "confidence": self.confidence}
-        write_json(directory / "baseline.json", {"format_version": BASELINE_VERSION, "kind": self.kind.value, **record})
+        write_json(
+            directory / "baseline.json",
+            {"format_version": BASELINE_VERSION, "kind": self.kind.value, **record},
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "Baseline":
@@ -101,7 +108,9 @@ class Baseline:
             arrays = load_file(directory / "baseline.safetensors")
             return cls(kind=BaselineKind(record.pop("kind")), arrays=arrays, **record)
         except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-            raise ContractError(f"{directory}: not a baseline ({str(error).splitlines()[0]}); train again") from None
+            raise ContractError(
+                f"{directory}: not a baseline ({str(error).splitlines()[0]}); train again"
+            ) from None
 
 
 def fit_popularity(users: Sequence[Engagement], size: int) -> Baseline:
@@ -142,7 +151,14 @@ def fit_ease(users: Sequence[Engagement], size: int, *, ridge: float) -> Baselin
 
 
 def fit_ials(
-    users: Sequence[Engagement], size: int, *, rank: int, ridge: float, confidence: float, iterations: int, seed: int
+    users: Sequence[Engagement],
+    size: int,
+    *,
+    rank: int,
+    ridge: float,
+    confidence: float,
+    iterations: int,
+    seed: int,
 ) -> Baseline:
     """Alternating least squares for implicit feedback (Hu, Koren and Volinsky 2008)."""
     matrix = _matrix(users, size, 1.0)
@@ -180,7 +196,9 @@ def _matrix(users: Sequence[Engagement], size: int, recency: float) -> sp.csr_ma
 
 
 def _top_per_row(matrix: sp.csr_matrix, keep: int) -> sp.csr_matrix:
-    order = np.lexsort((matrix.indices, -matrix.data, np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))))
+    order = np.lexsort(
+        (matrix.indices, -matrix.data, np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)))
+    )
     place = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
     chosen = order[place < keep]
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[chosen]

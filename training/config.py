@@ -104,10 +104,57 @@ class TwoTowerConfig(ModelConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class BaselineConfig(ModelConfig):
+    """What every counting baseline has."""
+
+    target: TargetConfig = MISSING
+    validation: ValidationConfig = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class PopularityConfig(BaselineConfig):
+    """The most engaged-with videos, the same for everybody."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ItemKnnConfig(BaselineConfig):
+    """Nearest neighbours of what the user engaged with."""
+
+    neighbours: int = MISSING
+    shrink: float = MISSING
+    recency: float = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class EaseConfig(BaselineConfig):
+    """Closed-form linear autoencoder."""
+
+    ridge: float = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class IalsConfig(BaselineConfig):
+    """Alternating least squares."""
+
+    rank: int = MISSING
+    ridge: float = MISSING
+    confidence: float = MISSING
+    iterations: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """One training run."""
 
-    GROUPS: ClassVar[dict[str, Any]] = {"model": {"two_tower": TwoTowerConfig}}
+    GROUPS: ClassVar[dict[str, Any]] = {
+        "model": {
+            "two_tower": TwoTowerConfig,
+            "popularity": PopularityConfig,
+            "item_knn": ItemKnnConfig,
+            "ease": EaseConfig,
+            "ials": IalsConfig,
+        }
+    }
 
     model: ModelConfig = MISSING
     prepared: str = MISSING

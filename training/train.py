@@ -9,7 +9,8 @@ from data.errors import ConfigError
 from data.prepared import Prepared
 from models.portable import save_two_tower
 from models.two_tower import TwoTower
-from training.config import TrainConfig, TwoTowerConfig
+from training.baselines import train_baseline
+from training.config import BaselineConfig, TrainConfig, TwoTowerConfig
 from training.loop import Budget, Parts, fit
 from training.optimizers import build_adamw
 from training.process import start_process
@@ -27,6 +28,8 @@ def run(config: TrainConfig) -> None:
     match config.model:
         case TwoTowerConfig():
             train_two_tower(config, config.model, prepared)
+        case BaselineConfig():
+            train_baseline(config, config.model, prepared)
         case _:
             raise ConfigError(f"model={config.model.name}: no such model")
 

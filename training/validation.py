@@ -3,6 +3,7 @@
 Axes: U users, K cutoff.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,17 +91,23 @@ def _collect(
         result.truth.append(truth)
 
 
-def rank_metrics(
-    held: HeldOut, user_UD: np.ndarray, video_ND: np.ndarray, k: int, batch: int = 512
+def rank_metrics(held: HeldOut, user_UD: np.ndarray, video_ND: np.ndarray, k: int) -> dict[str, float]:
+    """:func:`rank_scores` of user vectors against the catalogue's."""
+    return rank_scores(held, lambda begin, end: user_UD[begin:end] @ video_ND.T, k)
+
+
+def rank_scores(
+    held: HeldOut, scores: Callable[[int, int], np.ndarray], k: int, batch: int = 512
 ) -> dict[str, float]:
     """Mean ``ndcg@k``, ``recall@k`` and ``hit@k`` over users, seen videos and row 0 masked.
 
-    Ties rank the smaller row first. Without users every metric is 0.
+    ``scores(begin, end)`` gives float32 ``[end − begin, N + 1]`` for a stretch of requests. Ties rank the
+    smaller row first. Without users every metric is 0.
     """
     discount = 1.0 / np.log2(np.arange(2, k + 2))
     totals = np.zeros(3)
     for begin in range(0, len(held.requests), batch):
-        score_UN = user_UD[begin : begin + batch] @ video_ND.T
+        score_UN = scores(begin, min(begin + batch, len(held.requests)))
         score_UN[:, 0] = -np.inf
         for place, user in enumerate(range(begin, min(begin + batch, len(held.requests)))):
             score_N = score_UN[place]
