@@ -8,9 +8,9 @@ from rich.console import Console
 from data.atomic import refuse_existing, staged_directory
 from data.errors import ConfigError
 from data.history import UserHistory
-from data.loader import TargetWeights
 from data.prepared import Prepared
 from data.sequences import Sequences
+from data.targets import TargetWeights
 from models.baselines import (
     Baseline,
     Engagement,

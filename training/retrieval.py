@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import Batch, SequenceLoader, TargetWeights
+from data.loader import Batch, SequenceLoader
 from data.prepared import Prepared
+from data.targets import TargetWeights
 from models.embeddings import FeatureBatch, dense_widths, table_rows
 from models.inference import UserEncoder, embed_catalogue
 from models.losses import full_softmax, sampled_softmax

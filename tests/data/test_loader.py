@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loader import LoaderPosition, SequenceLoader, TargetWeights
+from data.loader import LoaderPosition, SequenceLoader
 from data.prepared import SEQUENCES
 from data.schema import LABEL_BIT
+from data.targets import TargetWeights
 from data.vocabulary import Vocabulary
 
 CLICK, BUY = LABEL_BIT["click"], LABEL_BIT["purchase"]
