@@ -5,7 +5,7 @@ row; row 0, the unknown video, never scores. Axes: U users, N + 1 catalogue rows
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from data.atomic import read_json, write_json
 from data.errors import ContractError
+from data.history import UserHistory
+from data.targets import TargetWeights
 
 BASELINE_VERSION = 1
 
@@ -48,9 +50,16 @@ class Baseline:
 
     kind: BaselineKind
     arrays: dict[str, np.ndarray]
+    targets: TargetWeights = field(default_factory=lambda: TargetWeights({}, 1.0))
     recency: float = 1.0
     ridge: float = 0.0
     confidence: float = 0.0
+
+    def engaged(self, history: UserHistory) -> Engagement:
+        """What counts in a history, by the same weights as in training."""
+        weight = self.targets.of(history.actions)
+        keep = (weight > 0) & (history.video_row > 0)
+        return Engagement(history.video_row[keep], weight[keep])
 
     def scores(self, users: Sequence[Engagement]) -> np.ndarray:
         """Scores float32 ``[U, N + 1]``, column 0 at −inf; a user without history gets zeros there
@@ -88,15 +97,17 @@ class Baseline:
     def save(self, directory: Path) -> None:
         """Write ``baseline.safetensors`` and ``baseline.json``."""
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: np.ascontiguousarray(a) for name, a in self.arrays.items()},
-            directory / "baseline.safetensors",
-        )
-        record = {"recency": self.recency, "ridge": self.ridge, "confidence": self.confidence}
-        write_json(
-            directory / "baseline.json",
-            {"format_version": BASELINE_VERSION, "kind": self.kind.value, **record},
-        )
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        save_file(arrays, directory / "baseline.safetensors")
+        record = {
+            "format_version": BASELINE_VERSION,
+            "kind": self.kind.value,
+            "targets": {"labels": self.targets.labels, "impression": self.targets.impression},
+            "recency": self.recency,
+            "ridge": self.ridge,
+            "confidence": self.confidence,
+        }
+        write_json(directory / "baseline.json", record)
 
     @classmethod
     def load(cls, directory: Path) -> "Baseline":
@@ -106,11 +117,11 @@ class Baseline:
             raise ContractError(f"{directory}/baseline.json: another format version; train again")
         try:
             arrays = load_file(directory / "baseline.safetensors")
-            return cls(kind=BaselineKind(record.pop("kind")), arrays=arrays, **record)
+            kind, targets = BaselineKind(record.pop("kind")), TargetWeights(**record.pop("targets"))
+            return cls(kind=kind, arrays=arrays, targets=targets, **record)
         except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-            raise ContractError(
-                f"{directory}: not a baseline ({str(error).splitlines()[0]}); train again"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise ContractError(f"{directory}: not a baseline ({reason}); train again") from None
 
 
 def fit_popularity(users: Sequence[Engagement], size: int) -> Baseline:
@@ -196,13 +207,11 @@ def _matrix(users: Sequence[Engagement], size: int, recency: float) -> sp.csr_ma
 
 
 def _top_per_row(matrix: sp.csr_matrix, keep: int) -> sp.csr_matrix:
-    order = np.lexsort(
-        (matrix.indices, -matrix.data, np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)))
-    )
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, row))
     place = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
     chosen = order[place < keep]
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[chosen]
-    return sp.csr_matrix((matrix.data[chosen], (row, matrix.indices[chosen])), shape=matrix.shape)
+    return sp.csr_matrix((matrix.data[chosen], (row[chosen], matrix.indices[chosen])), shape=matrix.shape)
 
 
 def _csr(matrix: sp.csr_matrix) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Fit a counting baseline on prepared data: the same targets, splits and validation as the towers."""
 
+import itertools
 import time
 
 import numpy as np
@@ -7,7 +8,6 @@ from rich.console import Console
 
 from data.atomic import refuse_existing, staged_directory
 from data.errors import ConfigError
-from data.history import UserHistory
 from data.prepared import Prepared
 from data.sequences import Sequences
 from data.targets import TargetWeights
@@ -44,22 +44,21 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     if not any(len(user.rows) for user in users):
         raise ConfigError(f"{prepared.path}: no training impression has a label that model.target weighs")
     baseline = fit(recipe, users, len(prepared.catalogue), config.seed)
-    held = held_out(
-        prepared, 1, gain_mask(prepared, recipe.validation.gain), recipe.validation.max_users, 10**6
-    )
-    known = [engaged(request.history, weights) for request in held.requests]
+    baseline.targets = weights
+    gain = gain_mask(prepared, recipe.validation.gain)
+    held = held_out(prepared, 1, gain, recipe.validation.max_users, 10**6)
+    known = [baseline.engaged(request.history) for request in held.requests]
     metrics = rank_scores(held, lambda begin, end: baseline.scores(known[begin:end]), recipe.validation.k)
     metric = f"ndcg@{recipe.validation.k}"
-    progress = Progress(
-        seconds=time.monotonic() - started, best_metric=metrics[metric], best_epoch=0, finished=True
-    )
+    seconds = time.monotonic() - started
+    progress = Progress(seconds=seconds, best_metric=metrics[metric], best_epoch=0, finished=True)
     with staged_directory(config.out, overwrite=config.overwrite) as out:
         baseline.save(out / "model")
         write_run(out, config, prepared, fingerprint_of(config, prepared), progress, metric)
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     Console().print(
         f"{recipe.name}: validation {shown}, model in {config.out}/model\n"
-        f"next: shopreel replay bundle=… baseline={config.out} dataset=… out=…  (the same requests as the towers)",
+        f"next: shopreel replay bundle=… baseline={config.out} dataset=… out=…",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -76,7 +75,7 @@ def fit(recipe: BaselineConfig, users: list[Engagement], size: int, seed: int) -
         case EaseConfig():
             if size > EASE_LIMIT:
                 raise ConfigError(
-                    f"model=ease inverts a {size} × {size} matrix; above {EASE_LIMIT} use model=ials"
+                    f"model=ease inverts a matrix of {size} videos squared; above {EASE_LIMIT} use model=ials"
                 )
             return fit_ease(users, size, ridge=recipe.ridge)
         case IalsConfig():
@@ -94,11 +93,4 @@ def engagements(sequences: Sequences, weights: TargetWeights) -> list[Engagement
     keep = np.flatnonzero((examples["example_split"] == 0) & (weight > 0) & (examples["example_video"] > 0))
     bounds = np.searchsorted(sequences.example_rows()[keep], np.arange(sequences.num_rows + 1))
     video, weight = examples["example_video"][keep].astype(np.int64), weight[keep]
-    return [Engagement(video[a:b], weight[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def engaged(history: UserHistory, weights: TargetWeights) -> Engagement:
-    """The same, read from a history (what replay and the server have)."""
-    weight = weights.of(history.actions)
-    keep = (weight > 0) & (history.video_row > 0)
-    return Engagement(history.video_row[keep], weight[keep])
+    return [Engagement(video[a:b], weight[a:b]) for a, b in itertools.pairwise(bounds)]

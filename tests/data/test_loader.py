@@ -42,7 +42,8 @@ def make_world(folder, *, users=30, longest=45, shards=3, seed=0, ordered=True):
                 "example_video": video, "example_time_ms": time, "example_history_end": known,
                 "example_true": true, "example_known": np.full(n, CLICK | BUY), "example_watch_ms": watch,
                 "example_order_value_minor": np.full(n, -1), "example_split": split,
-                "example_surface": np.zeros(n), "example_market": np.zeros(n), "example_position": np.full(n, -1),
+                "example_surface": np.zeros(n), "example_market": np.zeros(n),
+                "example_position": np.full(n, -1),
             }
         )  # fmt: skip
         for i in range(n):
@@ -110,9 +111,8 @@ def test_every_target_once_with_the_newest_known_steps(tmp_path_factory, seed, m
 
 def fingerprint(batch):
     correction = None if batch.log_correction is None else batch.log_correction.tobytes()
-    return tuple(getattr(batch, n).tobytes() for n in ("user_row_B", "video_BS", "target_video_P")) + (
-        correction,
-    )
+    names = ("user_row_B", "video_BS", "target_video_P")
+    return (*(getattr(batch, name).tobytes() for name in names), correction)
 
 
 def test_resume_at_any_position_gives_the_same_batches(tmp_path):
