@@ -38,7 +38,9 @@ def draw_requests(
     rng: np.random.Generator, world: World, users: I64, *, weekend: bool, most_U: I64
 ) -> Requests:
     """Draw one day's slates of ``users`` (rows of the world); at most ``most_U`` each."""
-    rate = world.users.slate_rate[users] * (WEEKEND_ACTIVITY if weekend else 1.0) / SLATES_PER_SESSION
+    mean_activity = (5 + 2 * WEEKEND_ACTIVITY) / 7
+    activity = (WEEKEND_ACTIVITY if weekend else 1.0) / mean_activity
+    rate = world.users.slate_rate[users] * activity / SLATES_PER_SESSION
     session_user = np.repeat(np.arange(len(users)), rng.poisson(rate))
     count = len(session_user)
     region = world.users.region[users[session_user]]

@@ -136,6 +136,22 @@ def test_importance_weights_average_to_one_and_find_another_policys_value(
     assert click.mean() - np.mean(truth) > 0  # the logging policy knows tastes better
 
 
+def test_another_policy_meets_the_same_market_and_pools(tmp_path: Path) -> None:
+    worlds = []
+    for number, override in enumerate(("explore_share=0.1", "explore_share=1.0")):
+        settings = market_settings(
+            "users=60", "videos=300", "products=60", "days=2", "pool_size=50", override
+        )
+        market = Market.build(settings, 8)
+        (tmp_path / str(number)).mkdir()
+        for _ in market.write(tmp_path / str(number)):
+            pass
+        worlds.append(market)
+    assert np.array_equal(worlds[0].ledger.video_TSP, worlds[1].ledger.video_TSP)
+    for table in ("videos.parquet", "users.parquet"):
+        assert (tmp_path / "0" / table).read_bytes() == (tmp_path / "1" / table).read_bytes()
+
+
 def test_choice_probabilities_are_those_of_the_log(written: tuple[Market, Dataset]) -> None:
     market, dataset = written
     events = dataset.read("events").to_pylist()
