@@ -79,10 +79,13 @@ class RetrievalObjective:
         window_P, position_P = self._tensor(batch.target_window_P), self._tensor(batch.target_position_P)
         user_PD = model.finish_users(states_BSD[window_P, position_P])
         target_P, weight_P = self._tensor(batch.target_video_P), self._tensor(batch.target_weight_P)
+        hidden_PX = self._tensor(hidden_videos(batch))
         if batch.log_correction is None:
-            return full_softmax(user_PD, video_VD[1:], target_P - 1, weight_P, model.temperature)
+            return full_softmax(user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX)
         correction_V = self._tensor(batch.log_correction)
-        return sampled_softmax(user_PD, video_VD, target_P, weight_P, model.temperature, correction_V)
+        return sampled_softmax(
+            user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX, correction_V
+        )
 
     def _videos(self, batch: Batch) -> FeatureBatch:
         if batch.log_correction is not None:
@@ -101,6 +104,19 @@ class RetrievalObjective:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def hidden_videos(batch: Batch) -> np.ndarray:
+    """What the feed would not show at each target's moment, ``[P, S + 1]`` indices of ``video_rows``.
+
+    The steps known by then (no video returns) and, over the whole catalogue, the unknown row 0; padded
+    with the target, which takes part in any case.
+    """
+    target_P1 = batch.target_video_P[:, None]
+    known_PS = np.arange(batch.video_BS.shape[1]) < batch.target_position_P[:, None]
+    seen_PS = np.where(known_PS, batch.video_BS[batch.target_window_P], target_P1)
+    unknown_P1 = np.zeros_like(target_P1) if batch.log_correction is None else target_P1
+    return np.concatenate([unknown_P1, seen_PS], axis=1)
 
 
 def steps_of(batch: Batch, device: torch.device) -> Steps:

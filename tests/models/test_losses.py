@@ -18,7 +18,12 @@ def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0)
         "target": torch.randint(0, catalogue, (positives,), generator=g),
         "weight": torch.rand(positives, generator=g, dtype=torch.float64),
         "temperature": torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
+        "hidden": torch.zeros(positives, 0, dtype=torch.int64),
     }
+
+
+def full(w: dict[str, torch.Tensor]) -> torch.Tensor:
+    return full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"], w["hidden"])
 
 
 def gradients(loss: torch.Tensor, w: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -29,12 +34,30 @@ def gradients(loss: torch.Tensor, w: dict[str, torch.Tensor]) -> list[torch.Tens
 def test_full_softmax_is_weighted_cross_entropy(at_once, monkeypatch):
     monkeypatch.setattr(losses, "SCORES_AT_ONCE", at_once)
     w = world()
-    ours = full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"])
+    ours = full(w)
     logit = w["user"] @ w["video"].T / w["temperature"]
     plain = (F.cross_entropy(logit, w["target"], reduction="none") * w["weight"]).sum() / w["weight"].sum()
     torch.testing.assert_close(ours, plain)
     for got, expected in zip(gradients(ours, w), gradients(plain, w), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_hidden_videos_leave_the_denominator_but_not_as_targets():
+    w = world()
+    w["hidden"] = torch.stack([w["target"], (w["target"] + 1) % 30, torch.full((40,), 4)], dim=1)
+    logit = w["user"] @ w["video"].T / w["temperature"]
+    mask = torch.zeros_like(logit, dtype=torch.bool).scatter(1, w["hidden"], True)
+    mask.scatter_(1, w["target"][:, None], False)
+    plain = F.cross_entropy(logit.masked_fill(mask, float("-inf")), w["target"], reduction="none")
+    expected = (plain * w["weight"]).sum() / w["weight"].sum()
+    torch.testing.assert_close(full(w), expected)
+    for got, want in zip(gradients(full(w), w), gradients(expected, w), strict=True):
+        torch.testing.assert_close(got, want)
+    everything = torch.zeros(30, dtype=torch.float64)
+    sampled = sampled_softmax(
+        w["user"], w["video"], w["target"], w["weight"], w["temperature"], w["hidden"], everything
+    )
+    torch.testing.assert_close(sampled, expected)
 
 
 def test_zero_weights_give_zero_loss_and_gradient():
@@ -49,8 +72,8 @@ def test_zero_weights_give_zero_loss_and_gradient():
 
 def test_weights_are_relative():
     w = world()
-    one = full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"])
-    two = full_softmax(w["user"], w["video"], w["target"], w["weight"] * 5, w["temperature"])
+    one = full(w)
+    two = full(w | {"weight": w["weight"] * 5})
     torch.testing.assert_close(one, two)
 
 
@@ -64,12 +87,14 @@ def sampled_gradient(w, frequency, n_uniform, seed) -> list[torch.Tensor]:
     rows = torch.from_numpy(drawn.rows - 1)
     target = torch.from_numpy(np.searchsorted(drawn.rows, w["target"].numpy() + 1))
     correction = torch.from_numpy(drawn.log_correction).double()
-    loss = sampled_softmax(w["user"], w["video"][rows], target, w["weight"], w["temperature"], correction)
+    loss = sampled_softmax(
+        w["user"], w["video"][rows], target, w["weight"], w["temperature"], w["hidden"], correction
+    )
     return gradients(loss, w)
 
 
 def relative_error(w, frequency, n_uniform, draws) -> float:
-    full = gradients(full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"]), w)
+    full = gradients(full(w), w)
     samples = [sampled_gradient(w, frequency, n_uniform, seed)[1] for seed in range(draws)]
     errors = [((s - full[1]).norm() / full[1].norm()).item() for s in samples]
     return float(np.mean(errors))
@@ -103,7 +128,7 @@ def test_without_the_correction_popular_videos_are_pushed_down_too_far():
         bias = torch.zeros(len(rows), dtype=torch.float64, requires_grad=True)
         with_bias = torch.cat([video, bias[:, None]], 1)
         users = torch.cat([user, torch.ones(400, 1, dtype=torch.float64)], 1)
-        loss = sampled_softmax(users, with_bias, local, weight, torch.tensor(1.0), correction)
+        loss = sampled_softmax(users, with_bias, local, weight, torch.tensor(1.0), w["hidden"], correction)
         (gradient,) = torch.autograd.grad(loss, bias)
         return gradient[rows < 5].sum().item()  # positive = pushed down
 
@@ -116,7 +141,7 @@ def test_without_the_correction_popular_videos_are_pushed_down_too_far():
 def test_an_accidental_hit_is_masked():
     """The target drawn as a negative as well changes nothing: it stands once, uncorrected."""
     user, video = torch.randn(1, 4), torch.randn(3, 4)
-    args = (torch.tensor([0]), torch.ones(1), torch.tensor(1.0))
+    args = (torch.tensor([0]), torch.ones(1), torch.tensor(1.0), torch.zeros(1, 0, dtype=torch.int64))
     once = sampled_softmax(user, video, *args, torch.tensor([float("-inf"), 0.0, 0.0]))
     hit = sampled_softmax(user, video, *args, torch.tensor([2.0, 0.0, 0.0]))
     torch.testing.assert_close(once, hit)
