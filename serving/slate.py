@@ -115,8 +115,8 @@ class PageCount:
 
     @property
     def least_shopping(self) -> int:
-        """The fewest shopping videos of a full page."""
-        return ceil(self.preferences.min_shopping_share * self.size - 1e-9)
+        """The fewest shopping videos of a full page; on a page too small for both shares, the most."""
+        return min(ceil(self.preferences.min_shopping_share * self.size - 1e-9), self.most_shopping)
 
     @property
     def most_shopping(self) -> int:

@@ -1,0 +1,197 @@
+"""A small world whose answer is known: everybody's best video is the one with their own number.
+
+Video v (1 … N) scores ``-((v - u) mod N)`` for user u, so user u's feed is u, u + 1, u + 2, … around
+the circle. Everyone not known is user 0. Even videos sell a product.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data.history import UserRequest
+from data.vocabulary import Vocabulary
+from serving.catalogue import CatalogueFacts
+from serving.exact import Rows, Vectors, best_first
+from serving.exploration import ExplorationPreferences
+from serving.live import LiveBundle
+from serving.metrics import Metrics
+from serving.paging import FeedSettings
+from serving.pipeline import RankedList, RankRequest
+from serving.service import FeedService
+from serving.slate import SlatePreferences
+from serving.state import Limits, Store, open_store
+
+NOW = 1_700_000_000_000
+#: Pages in order of score alone, as most tests want them.
+PLAIN = SlatePreferences(creator_cap=0, merchant_cap=0, brand_cap=0, product_cap=0)
+
+
+def videos_table(ids: Sequence[int | str], markets: bool = False) -> pa.Table:
+    """Row 0 null; creator v mod 7; even videos carry product v; with ``markets``, every third is US only."""
+    count = len(ids)
+    columns = {
+        "video_id": pa.array([None, *ids]),
+        "creator_id": pa.array([None, *(v % 7 for v in range(1, count + 1))], pa.int64()),
+        "language": pa.array([None, *("en" if v % 5 else "de" for v in range(1, count + 1))]),
+        "title": pa.array([None, *(f"video {v}" for v in range(1, count + 1))]),
+        "product_ids": pa.array(
+            [None, *([v] if v % 2 == 0 else [] for v in range(1, count + 1))], pa.list_(pa.int64())
+        ),
+    }
+    if markets:
+        columns["markets"] = pa.array(
+            [None, *(["US"] if v % 3 == 0 else None for v in range(1, count + 1))], pa.list_(pa.string())
+        )
+    return pa.table(columns)
+
+
+def products_table(count: int) -> pa.Table:
+    """Product v costs v hundredths; merchants and brands go round; every tenth is out of stock."""
+    ids = list(range(2, count + 1, 2))
+    return pa.table(
+        {
+            "product_id": pa.array(ids, pa.int64()),
+            "merchant_id": pa.array([v % 6 for v in ids], pa.int64()),
+            "brand": pa.array([f"brand {v % 10}" for v in ids]),
+            "price_minor": pa.array(ids, pa.int64()),
+            "currency": pa.array(["USD"] * len(ids)),
+            "in_stock": pa.array([v % 10 != 0 for v in ids]),
+        }
+    )
+
+
+@dataclass
+class CircleRanker:
+    """Ranks by the circle. ``fail`` raises, ``gate`` holds every answer back until it is set."""
+
+    facts: CatalogueFacts
+    fail: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+    histories: list[list[int]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def scores(self, user_row: int) -> Vectors:
+        n = self.facts.rows - 1
+        return -((np.arange(self.facts.rows) - user_row) % n).astype(np.float32)
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[RankedList]:
+        self.gate.wait()
+        if self.fail:
+            raise RuntimeError("the model is broken")
+        with self.lock:
+            self.histories += [request.user.history.video_row.tolist() for request in requests]
+        return [self._best(request, self.scores(request.user.user_row), "two_tower") for request in requests]
+
+    def popular(self, request: RankRequest, reason: str) -> RankedList:
+        by_number = -np.arange(self.facts.rows).astype(np.float32)
+        found = self._best(request, by_number, "popularity")
+        return RankedList(found.video_row, found.score, found.source, (reason,))
+
+    def score(self, user: UserRequest, rows: Rows) -> Vectors:
+        if self.fail:
+            raise RuntimeError("the model is broken")
+        return self.scores(user.user_row)[rows]
+
+    def _best(self, request: RankRequest, scores: Vectors, source: str) -> RankedList:
+        kept = self.facts.eligible(request.market).copy()
+        kept[request.exclude_rows] = False
+        rows = np.flatnonzero(kept)
+        hits = best_first(rows, scores[rows], request.k)
+        return RankedList(hits.video_row, hits.score, (source,) * len(hits.video_row))
+
+
+def fake_bundle(
+    count: int = 100,
+    *,
+    name: str = "bundle-a",
+    users: int = 50,
+    text_ids: bool = False,
+    markets: bool = False,
+) -> LiveBundle:
+    """A bundle of ``count`` videos; ids are 1 … count, or ``v001`` … as text."""
+    ids = [f"v{v:03}" for v in range(1, count + 1)] if text_ids else list(range(1, count + 1))
+    videos = videos_table(ids, markets)
+    products = products_table(count)
+    facts = CatalogueFacts.of(videos, products)
+    return LiveBundle(
+        name=name,
+        ranker=CircleRanker(facts),
+        facts=facts,
+        catalogue=Vocabulary.build(pa.array(ids)),
+        users=Vocabulary.build(pa.array(range(1, users + 1))),
+        surfaces=Vocabulary.build(pa.array(["feed"])),
+        market_of=lambda user_row: None,
+        videos=videos,
+        products=products,
+    )
+
+
+@dataclass
+class FakeDeployment:
+    """Serves whatever ``live`` is set to."""
+
+    live: LiveBundle
+
+
+@dataclass
+class World:
+    """A service on a real SQLite store in ``folder``; the clock stands still unless moved."""
+
+    folder: Path
+    deployment: FakeDeployment
+    settings: FeedSettings
+    limits: Limits
+    now_ms: int = NOW
+
+    def __post_init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        self.store: Store = open_store(f"sqlite:///{self.folder}/state.db", self.limits)
+        self.metrics = Metrics()
+        self.service = FeedService(
+            self.deployment,  # type: ignore[arg-type]
+            self.store,
+            self.settings,
+            self.metrics,
+            clock_ms=lambda: self.now_ms,
+        )
+
+    def close(self) -> None:
+        self.service.close()
+        self.store.close()
+
+    def restart(self) -> None:
+        """What a new process would see."""
+        self.close()
+        self.open()
+
+    @property
+    def ranker(self) -> CircleRanker:
+        ranker = self.deployment.live.ranker
+        assert isinstance(ranker, CircleRanker)
+        return ranker
+
+
+def make_world(
+    folder: Path,
+    bundle: LiveBundle | None = None,
+    *,
+    slate: SlatePreferences = PLAIN,
+    exploration: ExplorationPreferences | None = None,
+    limits: Limits | None = None,
+    **settings: int,
+) -> World:
+    feed = FeedSettings(
+        slate=slate,
+        exploration=exploration or ExplorationPreferences(),
+        **{"page_size": 10, "candidates": 50} | settings,
+    )
+    return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits or Limits())

@@ -1,0 +1,218 @@
+"""Building a page: hard rules always hold, preferences hold or say so, propensities are exact."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.catalogue import CatalogueFacts
+from serving.exploration import ExplorationPreferences, distribution, split_pool
+from serving.feed import Candidates, Page, Slot, build_page
+from serving.rules import Audience
+from serving.slate import Relaxation, SlatePreferences, traits_of
+from tests.serving.fake_world import PLAIN, products_table, videos_table
+
+COUNT = 60
+FACTS = CatalogueFacts.of(videos_table(range(1, COUNT + 1), markets=True), products_table(COUNT))
+NO_EXPLORATION = ExplorationPreferences()
+ANYBODY = Audience()
+
+
+def candidates(rows: list[int]) -> Candidates:
+    """Best first: the first has the highest score."""
+    scores = -np.arange(len(rows), dtype=np.float32)
+    return Candidates(np.array(rows, np.int64), scores, ("two_tower",) * len(rows), scores)
+
+
+def page_of(
+    rows: list[int],
+    size: int,
+    slate: SlatePreferences = PLAIN,
+    exploration: ExplorationPreferences = NO_EXPLORATION,
+    audience: Audience = ANYBODY,
+    seed: int = 0,
+    reserved: dict[int, Slot] | None = None,
+) -> Page:
+    dice = np.random.default_rng(seed)
+    return build_page(candidates(rows), size, FACTS, audience, slate, exploration, dice, reserved)
+
+
+def rows_of(page: Page) -> list[int]:
+    return [slot.row for slot in page.slots]
+
+
+ROWS = st.lists(st.integers(1, COUNT), unique=True, max_size=COUNT)
+AUDIENCES = st.builds(
+    Audience,
+    market=st.sampled_from([None, "US", "DE"]),
+    language=st.sampled_from([None, "en", "de", "fr"]),
+    shown=ROWS.map(lambda rows: np.array(rows[:20], np.int64)),
+    hidden_videos=ROWS.map(lambda rows: np.array(rows[:5], np.int64)),
+    hidden_creators=st.lists(st.integers(1, 7), max_size=2).map(lambda codes: np.array(codes, np.int64)),
+    hidden_merchants=st.lists(st.integers(1, 3), max_size=2).map(lambda codes: np.array(codes, np.int64)),
+)
+SLATES = st.builds(
+    SlatePreferences,
+    creator_cap=st.integers(0, 3),
+    merchant_cap=st.integers(0, 3),
+    brand_cap=st.integers(0, 3),
+    product_cap=st.integers(0, 2),
+    min_shopping_share=st.sampled_from([0.0, 0.2, 0.5]),
+    max_shopping_share=st.sampled_from([0.5, 0.8, 1.0]),
+    lookahead=st.integers(1, 30),
+)
+EXPLORATIONS = st.builds(
+    ExplorationPreferences,
+    positions=st.sampled_from([(), (0,), (3,), (1, 4), (2, 5, 7)]),
+    pool=st.integers(1, 40),
+    uniform_share=st.sampled_from([0.1, 1.0]),
+)
+
+
+def forbidden(row: int, audience: Audience) -> bool:
+    """The hard rules, written down a second time and row by row."""
+    language = "en" if row % 5 else "de"
+    markets = ["US"] if row % 3 == 0 else None
+    return (
+        (row % 2 == 0 and row % 10 == 0)  # its only product is out of stock
+        or (audience.market is not None and markets is not None and audience.market not in markets)
+        or (audience.language is not None and language != audience.language)
+        or row in audience.shown
+        or row in audience.hidden_videos
+        or row % 7 + 1 in audience.hidden_creators
+        or (row % 2 == 0 and (row % 6) // 2 + 1 in audience.hidden_merchants)
+    )
+
+
+@settings(max_examples=150)
+@given(ROWS, st.integers(1, 20), SLATES, EXPLORATIONS, AUDIENCES, st.integers(0, 9))
+def test_every_page_keeps_every_promise(
+    rows: list[int],
+    size: int,
+    slate: SlatePreferences,
+    exploration: ExplorationPreferences,
+    audience: Audience,
+    seed: int,
+) -> None:
+    page = page_of(rows, size, slate, exploration, audience, seed)
+    shown = rows_of(page)
+    allowed = [row for row in rows if not forbidden(row, audience)]
+    # hard rules, always; and a page is short only when nothing is left
+    assert len(set(shown)) == len(shown)
+    assert set(shown) <= set(allowed)
+    assert len(shown) == min(size, len(allowed))
+    assert page.admitted == len(allowed)
+    assert bool(page.refused) == (len(allowed) < len(rows))
+    # preferences, or a word about which gave way
+    relaxed = set(page.relaxed)
+    assert relaxed == {rule for slot in page.slots for rule in slot.rules if rule != "exploration"}
+    used: dict[Relaxation, Counter[int]] = {kind: Counter() for kind in slate.caps()}
+    shopping = 0
+    for row in shown:
+        traits = traits_of(row, FACTS)
+        shopping += traits.shopping
+        for kind, keys in traits.keys.items():
+            used[kind].update(keys)
+    for kind, cap in slate.caps().items():
+        if cap and max(used[kind].values(), default=0) > cap:
+            assert kind.value in relaxed
+    most = np.floor(slate.max_shopping_share * size + 1e-9)
+    if shopping > most:
+        assert Relaxation.max_shopping_share.value in relaxed
+    if len(shown) == size and shopping < min(most, np.ceil(slate.min_shopping_share * size - 1e-9)):
+        assert Relaxation.min_shopping_share.value in relaxed
+    # propensities: 1 for what was placed by score, a probability for what was drawn
+    for position, slot in enumerate(page.slots):
+        assert (slot.source == "exploration") == ("exploration" in slot.rules)
+        assert slot.propensity == 1.0 or slot.source == "exploration"
+        assert 0.0 < slot.propensity <= 1.0
+        if slot.source == "exploration" and len(shown) == size:
+            assert position in exploration.positions
+
+
+def test_without_preferences_a_page_is_the_best_in_order() -> None:
+    rows = [7, 3, 9, 1, 5, 11]
+    page = page_of(rows, 4)
+    assert rows_of(page) == [7, 3, 9, 1]
+    assert [slot.rank for slot in page.slots] == [0, 1, 2, 3]
+    assert page.relaxed == []
+
+
+def test_a_cap_moves_the_surplus_down_and_gives_way_only_at_the_end() -> None:
+    same_creator = [1, 8, 15, 22, 29]  # 1 mod 7
+    page = page_of([*same_creator, 2, 4], 7, SlatePreferences(creator_cap=2, brand_cap=0, merchant_cap=0))
+    assert rows_of(page) == [1, 8, 2, 4, 15, 22, 29]
+    assert page.slots[4].rules == ("creator_cap",)
+    assert page.relaxed == ["creator_cap"]
+
+
+def test_lookahead_is_the_first_to_give_way() -> None:
+    rows = [1, 8, 15, 22, 29, 3]
+    page = page_of(rows, 3, SlatePreferences(creator_cap=2, lookahead=2))
+    assert rows_of(page) == [1, 8, 3]
+    assert page.slots[2].rules == ("lookahead",)
+
+
+@pytest.mark.parametrize(("least", "most", "expected"), [(0.5, 1.0, 3), (0.0, 0.2, 1), (0.4, 0.4, 2)])
+def test_the_share_of_shopping_videos_is_kept(least: float, most: float, expected: int) -> None:
+    social, shopping = [1, 3, 5, 7, 9, 11, 13], [2, 4, 6, 8, 12]
+    rows = social + shopping if least else shopping + social
+    slate = SlatePreferences(0, 0, 0, 0, min_shopping_share=least, max_shopping_share=most)
+    shown = rows_of(page_of(rows, 5, slate))
+    assert sum(row % 2 == 0 for row in shown) == expected
+
+
+def test_propensities_are_what_monte_carlo_finds() -> None:
+    exploration = ExplorationPreferences(positions=(1, 3), pool=12, uniform_share=0.4)
+    slate = SlatePreferences(creator_cap=2, merchant_cap=2, brand_cap=2, min_shopping_share=0.2)
+    draws = 4_000
+    seen: Counter[tuple[int, int]] = Counter()
+    stated: dict[tuple[int, int], float] = {}
+    for seed in range(draws):
+        page = page_of(list(range(1, 40)), 6, slate, exploration, seed=seed)
+        for position, slot in enumerate(page.slots):
+            seen[position, slot.row] += 1
+            assert stated.setdefault((position, slot.row), slot.propensity) == slot.propensity
+    for (position, row), count in seen.items():
+        p = stated[position, row]
+        assert abs(count / draws - p) < 4.5 * np.sqrt(p * (1 - p) / draws) + 1e-9, (position, row)
+    for position in range(6):  # nothing was possible that was not seen: the rest has almost no probability
+        total = sum(p for (at, _), p in stated.items() if at == position)
+        assert total == pytest.approx(1.0, abs=0.01)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0.01, 1.0), st.floats(0.1, 10.0))
+def test_a_distribution_sums_to_one_and_leaves_nobody_out(
+    scores: list[float], share: float, temperature: float
+) -> None:
+    preferences = ExplorationPreferences(uniform_share=share, temperature=temperature)
+    probabilities = distribution(scores, preferences)
+    assert probabilities.sum() == pytest.approx(1.0)
+    assert (probabilities >= share / len(scores) - 1e-12).all()
+    best = int(np.argmax(scores))
+    assert probabilities[best] >= probabilities.max() - 1e-12
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 5), max_size=2)), max_size=30),
+    st.lists(st.sampled_from([None, True, False]), min_size=1, max_size=4),
+)
+def test_sub_pools_share_nothing(videos: list[tuple[bool, list[int]]], wants: list[bool | None]) -> None:
+    pools = split_pool([(index, *video) for index, video in enumerate(videos)], wants)
+    dealt = [index for pool in pools for index in pool]
+    assert len(set(dealt)) == len(dealt)
+    keys = [{key for index in pool for key in videos[index][1]} for pool in pools]
+    for place, own in enumerate(keys):
+        for other in keys[place + 1 :]:
+            assert not own & other
+    for pool, want in zip(pools, wants, strict=True):
+        assert want is None or all(videos[index][0] == want for index in pool)
+
+
+def test_reserved_slots_stand_where_they_belong_and_count_towards_caps() -> None:
+    campaign = Slot(row=8, score=0.0, source="campaign", propensity=1.0, rank=None, campaign_id="c1")
+    page = page_of([1, 15, 8, 2, 3], 4, SlatePreferences(creator_cap=2), reserved={1: campaign})
+    assert rows_of(page) == [1, 8, 2, 3]  # 15 would be the third of creator 1
+    assert page.slots[1].campaign_id == "c1"
