@@ -40,8 +40,10 @@ class UserSums:
         return ratio(self.sum_UM.sum(axis=0), self.count_UM.sum(axis=0))
 
 
-def user_sums(value_RM: Floats, user_R: Ints, seed: int = 0) -> UserSums:
+def user_sums(value_RM: Floats, user_R: Ints, seed: int = 0, *, count_RM: Floats | None = None) -> UserSums:
     """Add per-request values up per user; NaN values take no part.
+
+    ``count_RM`` is what each value is counted as in the denominator of the ratio, 1 where not given.
 
     Above ``MAX_UNITS`` users the sums are those of ``MAX_UNITS`` random groups of users: resampling
     groups has the same expectation and 1/√(2·MAX_UNITS) = 0.6 % noise in the standard error.
@@ -55,7 +57,8 @@ def user_sums(value_RM: Floats, user_R: Ints, seed: int = 0) -> UserSums:
         shuffled = np.random.default_rng([seed, 1]).permutation(users) % MAX_UNITS
         unit_R, users = shuffled[user_R], MAX_UNITS
     sums = [sum_by(unit_R, column, users) for column in clean_RM.T]
-    counts = [sum_by(unit_R, column, users) for column in known_RM.T]
+    weight_RM = known_RM if count_RM is None else np.where(known_RM, count_RM, 0.0)
+    counts = [sum_by(unit_R, column, users) for column in weight_RM.T]
     return UserSums(stack(sums, users), stack(counts, users), np.array([s.sum() for s in seen_UM], np.int64))
 
 
@@ -86,7 +89,11 @@ def estimates(
     Empty case: a column that is NaN everywhere gives NaN with n = 0. One user gives an interval of
     width 0. Source: Efron, Better bootstrap confidence intervals, JASA 1987.
     """
-    sums = user_sums(value_RM, user_R, seed)
+    return sum_estimates(user_sums(value_RM, user_R, seed), replicates=replicates, seed=seed, level=level)
+
+
+def sum_estimates(sums: UserSums, *, replicates: int, seed: int, level: float = 0.95) -> list[Estimate]:
+    """Ratio of sums of each column with its BCa interval."""
     low_M, high_M = bca(sums, replicate(sums, replicates, seed), level)
     rows = zip(sums.value(), low_M, high_M, sums.users_M, strict=True)
     return [Estimate(float(v), float(low), float(high), int(n)) for v, low, high, n in rows]

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.comparison import Correction
 from evaluation.gate import Condition, parse_conditions
 from evaluation.ranking import METRICS, parse_metric
+from evaluation.ranking_study import Settings
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,12 +15,18 @@ class EvaluateConfig:
 
     run: Any
     truth: str | None
+    predictions: Any
+    baseline: Any
+    dataset: str | None
     out: str | None
     overwrite: bool
     metrics: list[str]
     cutoffs: list[int]
+    verdict: str
     replicates: int
+    correction: Correction
     seed: int
+    slices: list[str]
     fail_under: str | None
 
     def __post_init__(self) -> None:
@@ -31,19 +39,25 @@ class EvaluateConfig:
             raise ValueError(f"replicates={self.replicates} is too few for a 95 % interval; use 1000 or more")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
+        try:
+            parse_metric(self.verdict)
+        except ValueError as error:
+            raise ValueError(f"verdict: {error}") from None
         self.conditions()
 
     def conditions(self) -> list[Condition]:
         """The parsed ``fail_under``; empty where it is not set."""
         return parse_conditions(self.fail_under or "")
 
-    def ranking_names(self) -> list[str]:
-        """Every metric at every cutoff, cutoffs ascending, and those that only ``fail_under`` names."""
+    def ranking_settings(self) -> Settings:
+        """Every metric at every cutoff, the verdict's, and those that only ``fail_under`` names."""
         names = [f"{kind}@{k}" for kind in self.metrics for k in sorted(set(self.cutoffs))]
-        for condition in self.conditions():
+        for metric in [self.verdict, *(condition.metric for condition in self.conditions())]:
             try:
-                parse_metric(condition.metric)
+                parse_metric(metric)
             except ValueError:
                 continue
-            names.append(condition.metric)
-        return list(dict.fromkeys(names))
+            names.append(metric)
+        kinds = {name: list(METRICS).index(name.partition("@")[0]) for name in names}
+        ordered = sorted(set(names), key=lambda name: (kinds[name], parse_metric(name)[1]))
+        return Settings(ordered, self.verdict, self.correction, self.replicates, self.seed)

@@ -42,12 +42,14 @@ class NotGroupedError(Exception):
     """A request's rows are not together in the file: sort it and start over."""
 
 
-def find_hits(key: str, run: ds.Dataset, truth: Truth, where: ds.Expression | None = None) -> Hits:
+def find_hits(
+    key: str, run: ds.Dataset, truth: Truth, where: ds.Expression | None = None, *, renumber: bool = False
+) -> Hits:
     """Stream a run table against the truth.
 
     Refused, naming the request: a null or a score that is not finite, a rank gap or repeat (ranks are
     1, 2, … within a request), a video twice in a request. Rows need not be sorted. Requests that the
-    truth does not know are counted and left out.
+    truth does not know are counted and left out. ``renumber`` closes the rank gaps that ``where`` left.
     """
     name = f"{key}={run.files[0]}"
 
@@ -58,12 +60,14 @@ def find_hits(key: str, run: ds.Dataset, truth: Truth, where: ds.Expression | No
 
     source = checked(batches(key, run, list(RUN), where))
     try:
-        return _Join(name, truth, grouped=False).run(source)
+        return _Join(name, truth, grouped=False, renumber=renumber).run(source)
     except NotGroupedError:
         source = checked(batches(key, run, list(RUN), where))
         table = pa.Table.from_batches([_decoded(batch) for batch in source])
         table = table.sort_by([("request_id", "ascending"), ("rank", "ascending")]).combine_chunks()
-        return _Join(name, truth, grouped=True).run(iter(table.to_batches(max_chunksize=BATCH_ROWS)))
+        return _Join(name, truth, grouped=True, renumber=renumber).run(
+            iter(table.to_batches(max_chunksize=BATCH_ROWS))
+        )
 
 
 @dataclass(slots=True)
@@ -105,8 +109,8 @@ class _Chunk:
 
 
 class _Join:
-    def __init__(self, name: str, truth: Truth, *, grouped: bool) -> None:
-        self.name, self.truth, self.grouped = name, truth, grouped
+    def __init__(self, name: str, truth: Truth, *, grouped: bool, renumber: bool) -> None:
+        self.name, self.truth, self.grouped, self.renumber = name, truth, grouped, renumber
         self.index = _TruthIndex(id_words(truth.video_T), truth.request_T)
         self.depth_R = np.zeros(truth.requests, np.int64)
         self.found: list[tuple[Ints, Ints, Ints]] = []
@@ -172,6 +176,8 @@ class _Join:
             chunk.video_N, chunk.rank_N, chunk.score_N = (
                 chunk.video_N[order], chunk.rank_N[order], chunk.score_N[order],
             )  # fmt: skip
+            if self.renumber:
+                chunk.rank_N = expected_N
             bad_N = chunk.rank_N != expected_N
             if bad_N.any() and not self.grouped:
                 raise NotGroupedError

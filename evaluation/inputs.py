@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from data.errors import ConfigError, ContractError
 from evaluation.tables import RUN, Kind, open_table
@@ -45,6 +47,30 @@ def open_runs(key: str, value: Any) -> list[RunSource]:
             prefix = name if len(parts) == 1 else f"{name}/" if name else ""
             sources += _stages(key, prefix, part)
     return sorted(_unique(sources), key=_order)
+
+
+def named_paths(value: Any) -> list[tuple[str, str]]:
+    """``predictions=`` as (name, path): a path, a list of paths, or {name: path}."""
+    if isinstance(value, Mapping):
+        return [(str(name), str(path)) for name, path in value.items()]
+    paths = [str(path) for path in value] if isinstance(value, list | tuple) else [str(value)]
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [
+            f"{Path(path).absolute().parent.name}/{name}" for path, name in zip(paths, names, strict=True)
+        ]
+    return list(zip(names, paths, strict=True))
+
+
+def is_predictions(path: Path) -> bool:
+    """Whether a Parquet file looks like a predictions table: some p_<task>, no rank."""
+    if not path.is_file():
+        return False
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError):
+        return False
+    return "rank" not in names and any(name.startswith(("p_", "predicted_")) for name in names)
 
 
 def replay_files(folder: Path) -> list[Path]:

@@ -8,8 +8,13 @@ import numpy as np
 
 from data.atomic import read_json
 from data.errors import ContractError
-from evaluation.hits import Hits
+from evaluation.catalogue import Catalogue
+from evaluation.ids import id_words
+from evaluation.ranking_study import ScoredRun
 from evaluation.truth import Truth
+
+#: Lists no longer than this that hold every right video come from a sample of negatives.
+SAMPLED_DEPTH = 1100
 
 #: What ``protocol.json`` beside the truth should state; ``shopreel replay`` writes it.
 STATED = {
@@ -29,9 +34,11 @@ class Protocol:
     warnings: list[str] = field(default_factory=list)
 
 
-def describe_truth(truth: Truth) -> Protocol:
+def describe_truth(truth: Truth, catalogue: Catalogue | None) -> Protocol:
     """Counts of the truth and what the replay stated about its making."""
     stated = _stated(Path(truth.path))
+    if catalogue is not None:
+        stated.setdefault("catalogue_size", catalogue.size)
     protocol = Protocol({**stated, "truth": truth.path})
     protocol.facts |= {"requests": truth.requests, "users": truth.users, "right_videos": len(truth.gain_T)}
     missing = [key for key in STATED if key not in stated]
@@ -39,11 +46,15 @@ def describe_truth(truth: Truth) -> Protocol:
         protocol.warnings.append(
             f"the truth does not state its {', '.join(missing)}; write them into protocol.json beside it"
         )
+    if catalogue is not None:
+        protocol.warnings += catalogue.notes
+        _overlap(protocol, truth, catalogue)
     return protocol
 
 
-def describe_run(protocol: Protocol, name: str, path: str, hits: Hits, deepest_cutoff: int) -> None:
+def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth, deepest_cutoff: int) -> None:
     """Add one run's coverage to ``protocol`` and warn where its numbers would mislead."""
+    hits, path = run.hits, run.source.path
     covered = int((hits.depth_R > 0).sum())
     requests = len(hits.depth_R)
     depth = int(np.median(hits.depth_R[hits.depth_R > 0])) if covered else 0
@@ -68,8 +79,35 @@ def describe_run(protocol: Protocol, name: str, path: str, hits: Hits, deepest_c
         )
     elif covered and hits.requests_of_tied_scores > covered // 10:
         warn(f"{name}: scores tie in {hits.requests_of_tied_scores:,} requests; the rank column decided")
+    ranked_truth = len(hits.truth_H) / max(int((hits.depth_R[truth.request_T] > 0).sum()), 1)
+    small_catalogue = _number(protocol.facts.get("catalogue_size")) <= depth
+    if covered and 1 < depth <= SAMPLED_DEPTH and ranked_truth > 0.999 and not small_catalogue:
+        warn(
+            f"{name}: every right video stands in its list of {depth}; negatives look sampled, and sampled "
+            "metrics do not compare with full ranking (Krichene and Rendle, KDD 2020)"
+        )
     if covered and depth < deepest_cutoff:
         warn(f"{name}: lists are {depth} long (median), shorter than the cutoff {deepest_cutoff}")
+
+
+def _overlap(protocol: Protocol, truth: Truth, catalogue: Catalogue) -> None:
+    """Warn where the truth holds videos that the user had been shown before."""
+    size = max(catalogue.size, 1)
+    seen = np.unique(catalogue.history_user * size + catalogue.history_video)
+    video_T = catalogue.video_rows.rows(id_words(truth.video_T))
+    known_T = video_T >= 0
+    repeated = int(np.isin(truth.user_R[truth.request_T][known_T] * size + video_T[known_T], seen).sum())
+    protocol.facts["right_videos_seen_before"] = repeated
+    if repeated:
+        protocol.warnings.append(
+            f"train/test overlap: {repeated:,} of {len(video_T):,} right videos were shown to the user before"
+        )
+    if not known_T.all():
+        protocol.warnings.append(f"{int((~known_T).sum()):,} right videos are not in the dataset's catalogue")
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("inf")
 
 
 def _stated(truth: Path) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from data.atomic import staged_directory, write_json
 from evaluation.bootstrap import Estimate
+from evaluation.findings import Finding
 from evaluation.protocol import Protocol
+from evaluation.ranking_study import Comparison, StageStudy
+from evaluation.slices import SliceValue
 
 SCHEMA_VERSION = 1
 Metrics = dict[str, Estimate]
@@ -18,30 +22,45 @@ Metrics = dict[str, Estimate]
 class Report:
     """Everything one evaluation found.
 
-    ``runs`` maps a run's name to its metrics; ``primary`` names the run that ``metrics`` of the JSON
-    and ``fail_under`` speak of: the last stage of the pipeline, or the first run given.
+    ``runs`` maps a run's name to its metrics, ``predictions`` a predictions table's; ``primary`` names
+    the run that ``metrics`` of the JSON and ``fail_under`` speak of (with the first predictions table):
+    the last stage of the pipeline, or the first run given.
     """
 
     primary: str = ""
     runs: dict[str, Metrics] = field(default_factory=dict)
-    slices: dict[str, Any] = field(default_factory=dict)
+    slice_metric: str = ""
+    slices: list[SliceValue] = field(default_factory=list)
+    worst: list[SliceValue] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    stages: StageStudy | None = None
+    findings: list[Finding] = field(default_factory=list)
+    predictions: dict[str, Metrics] = field(default_factory=dict)
+    prediction_slices: dict[str, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
+    reliability: dict[str, dict[str, list[tuple[float, float, int]]]] = field(default_factory=dict)
     protocol: Protocol = field(default_factory=Protocol)
 
     @property
     def metrics(self) -> Metrics:
-        """The metrics of the primary run."""
-        return dict(self.runs.get(self.primary, {}))
+        """The metrics of the primary run and of the first predictions table."""
+        first = next(iter(self.predictions.values()), {})
+        return {**self.runs.get(self.primary, {}), **first}
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json`` (CONTRACTS section 4 and more); NaN becomes null."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "metrics": _metrics(self.metrics),
-            "slices": plain(self.slices),
+            "metrics": plain(self.metrics),
+            "slices": _slices(self),
             "protocol": plain(self.protocol.facts),
             "warnings": self.protocol.warnings,
+            "findings": plain(self.findings),
             "primary": self.primary,
-            "runs": {name: {"metrics": _metrics(metrics)} for name, metrics in self.runs.items()},
+            "runs": {name: {"metrics": plain(metrics)} for name, metrics in self.runs.items()},
+            "predictions": {name: {"metrics": plain(metrics)} for name, metrics in self.predictions.items()},
+            "reliability": plain(self.reliability),
+            "comparisons": plain(self.comparisons),
+            "stages": plain(self.stages),
         }
 
 
@@ -53,8 +72,10 @@ def write_report(report: Report, out: str | Path, *, overwrite: bool) -> None:
 
 def plain(value: Any) -> Any:
     """Numbers, strings, lists and objects only; NaN and infinity become null."""
-    if isinstance(value, Estimate):
-        return {"value": plain(value.value), "low": plain(value.low), "high": plain(value.high), "n": value.n}
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -64,5 +85,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _metrics(metrics: Metrics) -> dict[str, Any]:
-    return {name: plain(estimate) for name, estimate in metrics.items()}
+def _slices(report: Report) -> dict[str, Any]:
+    """Per run or table, column and label: the metric's estimate; ranking slices carry gap and p."""
+    found: dict[str, Any] = {}
+    for value in report.slices:
+        row = {"share": value.share, "gap": value.gap, "p": value.p}
+        cell = {report.slice_metric: plain(value.estimate), **plain(row)}
+        found.setdefault(report.primary, {}).setdefault(value.column, {})[value.label] = cell
+    for name, columns in report.prediction_slices.items():
+        if columns:
+            found[f"predictions/{name}"] = plain(columns)
+    return found

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data.errors import ConfigError, ContractError
 
 BATCH_ROWS = 1 << 20
+SHOW_PROGRESS_ROWS = 5_000_000
 
 
 class Kind(Enum):
@@ -100,6 +101,10 @@ def batches(
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ContractError(f"{key}={table.files[0]}: cannot be read ({reason}); write it again") from None
+
+
+def _silent(done: int) -> None:
+    """No progress to show."""
 
 
 def refuse_nulls(

@@ -1,6 +1,8 @@
-"""The report on screen: one table per family of metrics, then the protocol and its warnings."""
+"""The report on screen: verdicts and findings first, then the numbers, then what they rest on."""
 
 import math
+import sys
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
@@ -8,35 +10,38 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluation.bootstrap import Estimate
+from evaluation.comparison import p_text
 from evaluation.protocol import STATED
-from evaluation.report import Report
+from evaluation.ranking import METRICS
+from evaluation.ranking_study import Comparison, StageStudy
+from evaluation.report import Metrics, Report
+from evaluation.waterfall import STEPS
+
+BAR = 24
+PIPED_WIDTH = 120
 
 
 def show(report: Report, console: Console | None = None) -> None:
     """Print ``report`` to standard output."""
-    console = console or Console(highlight=False, soft_wrap=False)
-    if report.runs:
-        _metrics(report, console)
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    _headlines(report, console)
+    if len(report.runs) == 1:
+        _one_run(report.metrics, console)
+    elif report.runs:
+        cutoff = report.slice_metric.partition("@")[2]
+        shown = {
+            name: {metric: e for metric, e in metrics.items() if metric.endswith(f"@{cutoff}")}
+            for name, metrics in report.runs.items()
+        }
+        _side_by_side(f"Ranking at {cutoff}", shown, console, report.primary)
+    for comparison in report.comparisons:
+        _comparison(comparison, console)
+    if report.stages is not None:
+        _waterfall(report.stages, console)
+    _worst(report, console)
+    if report.predictions:
+        _side_by_side("Predictions", report.predictions, console)
     _protocol(report, console)
-
-
-def _metrics(report: Report, console: Console) -> None:
-    names = list(dict.fromkeys(name for metrics in report.runs.values() for name in metrics))
-    table = Table(
-        box=box.SIMPLE_HEAD, title="Metrics with 95 % intervals", title_justify="left", pad_edge=False
-    )
-    table.add_column("metric", no_wrap=True)
-    for run in report.runs:
-        style = "bold" if run == report.primary and len(report.runs) > 1 else None
-        table.add_column(escape(run), justify="right", no_wrap=True, header_style=style)
-    previous = None
-    for name in names:
-        kind = name.partition("@")[0]
-        if previous is not None and kind != previous:
-            table.add_section()
-        previous = kind
-        table.add_row(name, *(cell(metrics.get(name)) for metrics in report.runs.values()))
-    console.print(table)
 
 
 def cell(estimate: Estimate | None) -> str:
@@ -45,25 +50,160 @@ def cell(estimate: Estimate | None) -> str:
         return "–"
     if math.isnan(estimate.low):
         return number(estimate.value)
-    return f"{number(estimate.value)} [dim][{number(estimate.low)}, {number(estimate.high)}][/dim]"
+    return f"{number(estimate.value)} [dim]{number(estimate.low)} … {number(estimate.high)}[/dim]"
+
+
+def short_cell(estimate: Estimate | None) -> str:
+    """``.1234 ±.0040``, half the interval's width, for tables of many runs."""
+    if estimate is None or math.isnan(estimate.value) or math.isnan(estimate.low):
+        return cell(estimate)
+    half = (estimate.high - estimate.low) / 2
+    return f"{number(estimate.value)} [dim]±{number(half)}[/dim]"
 
 
 def number(value: float) -> str:
-    """Four significant places for small numbers, thousands separated for large ones."""
+    """Four decimals for small numbers, thousands separated for large ones, a dash for NaN."""
     if math.isnan(value):
         return "–"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _headlines(report: Report, console: Console) -> None:
+    for comparison in report.comparisons:
+        console.print(f"[bold]Verdict[/bold]  {escape(comparison.verdict)}")
+    for finding in report.findings[:8]:
+        console.print(f"[bold red]Look at[/bold red]  {escape(finding.text)}")
+
+
+def _table(title: str) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD,
+        title=f"[bold]{escape(title)}[/bold]",
+        title_justify="left",
+        title_style="",
+        pad_edge=False,
+    )
+
+
+def _one_run(metrics: Metrics, console: Console) -> None:
+    """Kinds of metric down, cutoffs across."""
+    ranking = [name for name in metrics if name.partition("@")[0] in METRICS and "@" in name]
+    cutoffs = sorted({int(name.partition("@")[2]) for name in ranking})
+    table = _table("Ranking, with 95 % intervals")
+    table.add_column("metric")
+    for k in cutoffs:
+        table.add_column(f"@{k}", justify="right", no_wrap=True)
+    for kind in dict.fromkeys(name.partition("@")[0] for name in ranking):
+        table.add_row(kind, *(cell(metrics.get(f"{kind}@{k}")) for k in cutoffs))
+    console.print(table)
+
+
+def _side_by_side(title: str, runs: dict[str, Metrics], console: Console, primary: str = "") -> None:
+    table = _table(f"{title}, with 95 % intervals")
+    table.add_column("metric", no_wrap=True)
+    for run in runs:
+        table.add_column(escape(run), justify="right", no_wrap=True, style="bold" if run == primary else None)
+    for name in dict.fromkeys(name for metrics in runs.values() for name in metrics):
+        table.add_row(escape(name), *(short_cell(metrics.get(name)) for metrics in runs.values()))
+    console.print(table)
+
+
+def _comparison(comparison: Comparison, console: Console) -> None:
+    table = _table(f"{comparison.new} against {comparison.old}")
+    for heading in (
+        "metric",
+        comparison.old,
+        comparison.new,
+        "difference",
+        "relative",
+        "p",
+        "corrected",
+        "detectable",
+    ):
+        table.add_column(escape(heading), justify="left" if heading == "metric" else "right", no_wrap=True)
+    for difference in comparison.differences:
+        colour = {1: "green", -1: "red", 0: "default"}[difference.direction]
+        relative = "–" if math.isnan(difference.relative) else f"{difference.relative:+.1%}"
+        low, high = difference.delta.low, difference.delta.high
+        table.add_row(
+            difference.metric,
+            number(difference.baseline),
+            number(difference.value),
+            f"[{colour}]{difference.delta.value:+.4f}[/{colour}] [dim]{low:+.4f} … {high:+.4f}[/dim]",
+            relative,
+            p_text(difference.p).removeprefix("= "),
+            p_text(difference.p_adjusted).removeprefix("= "),
+            number(difference.detectable),
+        )
+    console.print(table)
+
+
+def _waterfall(study: StageStudy, console: Console) -> None:
+    table = _table(f"Where {study.metric} went")
+    for heading in ("stage", "", "change", "95 %", "meaning"):
+        table.add_column(
+            heading, justify="right" if heading == "change" else "left", no_wrap=heading != "meaning"
+        )
+    table.add_row("all right videos", _bar(0.0, 1.0, "blue"), "1.0000", "", "")
+    level = 1.0
+    for step, change in study.steps.items():
+        start, level = level, level + change.value
+        colour = "red" if change.value < 0 else "green"
+        bounds = f"[dim]{change.low:+.4f} … {change.high:+.4f}[/dim]"
+        table.add_row(
+            step,
+            _bar(min(start, level), max(start, level), colour),
+            f"{change.value:+.4f}",
+            bounds,
+            STEPS[step],
+        )
+    table.add_row("shown", _bar(0.0, max(level, 0.0), "blue"), number(study.final.value), "", "")
+    console.print(table)
+
+
+def _bar(low: float, high: float, colour: str) -> str:
+    begin, end = round(low * BAR), round(high * BAR)
+    blocks = "█" * (end - begin) or "▏"
+    return f"{' ' * begin}[{colour}]{blocks}[/{colour}]"
+
+
+def _worst(report: Report, console: Console) -> None:
+    if not report.worst:
+        return
+    table = _table(f"Worst slices of {report.primary} ({report.slice_metric})")
+    for heading in ("slice", "share", report.slice_metric, "against all", "p"):
+        table.add_column(heading, justify="left" if heading == "slice" else "right", no_wrap=True)
+    for value in report.worst:
+        row = (
+            escape(value.name),
+            f"{value.share:.1%}",
+            cell(value.estimate),
+            f"{value.gap:+.4f}",
+            p_text(value.p).removeprefix("= "),
+        )
+        table.add_row(*row)
+    console.print(table)
 
 
 def _protocol(report: Report, console: Console) -> None:
     facts = report.protocol.facts
-    parts = [
-        f"{facts[key]:,} {key.replace('_', ' ')}"
-        for key in ("requests", "users", "right_videos")
-        if key in facts
+    counts = ("requests", "users", "right_videos", "catalogue_size")
+    parts = [f"{facts[key]:,} {key.replace('_', ' ')}" for key in counts if isinstance(facts.get(key), int)]
+    parts += [
+        f"{key.replace('_', ' ')}: {escape(_short(facts[key]))}"
+        for key in STATED
+        if key in facts and key not in counts
     ]
-    parts += [f"{key.replace('_', ' ')}: {escape(str(facts[key]))}" for key in STATED if key in facts]
     if parts:
         console.print("[bold]Protocol[/bold]  " + " · ".join(parts))
-    for warning in report.protocol.warnings:
-        console.print(f"[yellow]warning[/yellow]  {escape(warning)}")
+    _lines("[yellow]Warning[/yellow]", report.protocol.warnings, console)
+
+
+def _lines(mark: str, lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        console.print(f"{mark}  {escape(line)}")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:99] + "…"
