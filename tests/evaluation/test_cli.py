@@ -29,7 +29,10 @@ def test_replay_folder_gives_a_report_per_stage(
     replay: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["evaluate", f"run={replay}", f"out={out}", "cutoffs=[2,3]", "replicates=200"]) == 0
+    assert (
+        main(["evaluate", f"run={replay}", f"out={out}", "cutoffs=[2,3]", "verdict=ndcg@3", "replicates=200"])
+        == 0
+    )
     report = json.loads((out / "report.json").read_text())
     assert report["primary"] == "feed"
     assert list(report["runs"]) == ["exact", "index", "feed"]
