@@ -18,6 +18,7 @@ N videos, D dimensions.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,12 +53,14 @@ class Bundle:
 
     ``videos`` are raw rows in catalogue order (``videos.take(rows)``), row 0 all null; ``products`` as in
     the dataset, None where it has none. ``video_vectors`` is float32[N + 1, D], memory-mapped;
-    ``video_train_count`` int64[N + 1] counts training impressions.
+    ``video_train_count`` int64[N + 1] counts training impressions. ``prepared`` is ``prepared.json``: split,
+    attribution and other settings that later commands take from here.
     ``popularity`` is by market, ``EVERYWHERE`` always there.
     """
 
     path: Path
     manifest: Manifest
+    prepared: dict[str, Any]
     catalogue: Vocabulary
     users: Vocabulary
     surfaces: Vocabulary
@@ -105,8 +108,9 @@ class Bundle:
                 )
         vectors = _vectors(directory / "video_vectors.npy", len(prepared.catalogue))
         return cls(
-            path=directory, manifest=manifest, catalogue=prepared.catalogue, users=prepared.users,
-            surfaces=prepared.surfaces, markets=prepared.markets, spec=prepared.spec,
+            path=directory, manifest=manifest, prepared=prepared.manifest,
+            catalogue=prepared.catalogue, users=prepared.users, surfaces=prepared.surfaces,
+            markets=prepared.markets, spec=prepared.spec,
             vocabularies=prepared.vocabularies, video_table=prepared.video_table,
             user_table=prepared.user_table, video_train_count=prepared.video_train_count,
             video_vectors=vectors,

@@ -107,8 +107,8 @@ def _tables(config: PublishConfig, trained: TrainedRun, dataset: Dataset, draft:
         return trained.prepared
     if not config.allow_other_dataset:
         raise ConfigError(
-            f"dataset={config.dataset}: not the one that {config.two_tower} was trained on; give that one, or "
-            "publish the model for this one's videos and users with allow_other_dataset=true"
+            f"dataset={config.dataset}: not the one that {config.two_tower} was trained on; give that one, "
+            "or publish the model for this one's videos and users with allow_other_dataset=true"
         )
     with open_engine(Engine.duckdb, memory_limit_gb=config.memory_limit_gb) as session:
         return refreshed(session, trained.prepared, dataset, draft / "prepared")
@@ -138,8 +138,8 @@ def _fill(
     collapse = _refuse_collapsed(config, vectors_ND, user_UD, sample)
     write_parts(
         directory, prepared=prepared, model=trained.model, vectors=vectors_ND,
-        videos=_table(dataset, "videos") or pa.table({"video_id": prepared.catalogue.known}),
-        products=_table(dataset, "products"),
+        videos=_videos(dataset, prepared),
+        products=dataset.read("products") if dataset.has("products") else None,
         popularity=_popularity(config, trained, dataset, prepared),
     )  # fmt: skip
     info = dataset.info
@@ -169,8 +169,10 @@ def _fill(
     Manifest.of(directory, **facts).write(directory)
 
 
-def _table(dataset: Dataset, table: str) -> pa.Table | None:
-    return dataset.read(table) if dataset.has(table) else None
+def _videos(dataset: Dataset, prepared: Prepared) -> pa.Table:
+    return (
+        dataset.read("videos") if dataset.has("videos") else pa.table({"video_id": prepared.catalogue.known})
+    )
 
 
 def _refuse_broken(vectors_ND: Vectors, what: str, trained: TrainedRun) -> None:

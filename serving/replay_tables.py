@@ -1,4 +1,4 @@
-"""The Parquet tables that evaluation reads, written batch by batch as requests are replayed."""
+"""The Parquet tables that evaluation reads, as rows of Arrow: CONTRACTS section 4."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,19 +6,18 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.schema import LABEL_BIT
 from models.bundle import Bundle
-from serving.exact import Hits
-from serving.held_out import HeldOut
+from serving.exact import Hits, Rows
 
-#: Lower bounds of the ``history`` slice: number of records before the split.
-HISTORY_BUCKETS = (0, 1, 10, 50, 200, 1000)
+#: Lower bounds of the ``history`` slice: how many videos the user had met before.
+HISTORY_BOUNDS = (0, 1, 10, 50, 200, 1000)
 
 
 class TableWriter:
-    """One Parquet file that grows; a context manager. Its schema is that of the first batch."""
+    """One Parquet file that grows batch by batch; a context manager."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
@@ -26,7 +25,7 @@ class TableWriter:
         self.rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """Append rows."""
+        """Append rows of the writer's schema."""
         self._writer.write_table(table.cast(self._schema))
         self.rows += table.num_rows
 
@@ -40,7 +39,7 @@ class TableWriter:
 
 
 def run_schema(bundle: Bundle) -> pa.Schema:
-    """Schema of a run table: CONTRACTS section 4."""
+    """Schema of a run table."""
     return pa.schema(
         [
             ("request_id", pa.string()), ("video_id", bundle.catalogue.type), ("rank", pa.int32()),
@@ -49,73 +48,47 @@ def run_schema(bundle: Bundle) -> pa.Schema:
     )  # fmt: skip
 
 
-def run_rows(bundle: Bundle, request_ids: Sequence[str], hits: Sequence[Hits], stage: str) -> pa.Table:
-    """Ranked lists as rows of a run table, ranks from 1."""
-    lengths = [len(answer.video_row) for answer in hits]
+def run_rows(bundle: Bundle, request_ids: pa.Array, hits: Sequence[Hits], stage: str) -> pa.Table:
+    """One ranked list per request as rows of a run table, ranks from 1."""
+    lengths = np.array([len(answer.video_row) for answer in hits], np.int64)
     rows = np.concatenate([np.empty(0, np.int64), *(answer.video_row for answer in hits)])
+    begin = np.repeat(np.cumsum(lengths) - lengths, lengths)
     columns = [
-        pa.array(request_ids, pa.string()).take(pa.array(np.repeat(np.arange(len(hits)), lengths))),
+        request_ids.take(pa.array(np.repeat(np.arange(len(hits)), lengths))),
         bundle.catalogue.ids(rows),
-        np.concatenate([np.empty(0, np.int32), *(np.arange(1, length + 1) for length in lengths)]).astype(
-            np.int32
-        ),
+        pa.array(np.arange(len(rows)) - begin + 1, pa.int32()),
         np.concatenate([np.empty(0, np.float32), *(answer.score for answer in hits)]),
-        pa.array([stage], pa.string()).take(pa.array(np.zeros(len(rows), np.int64))),
+        pa.repeat(stage, len(rows)),
     ]
     return pa.table(columns, schema=run_schema(bundle))
 
 
-def truth_schema(bundle: Bundle, labels: Sequence[str]) -> pa.Schema:
-    """Schema of the truth table: ``labels`` as bool columns, then slice columns."""
-    return pa.schema(
-        [
-            ("request_id", pa.string()), ("user_id", bundle.users.type),
-            ("request_time", pa.timestamp("ms", "UTC")), ("video_id", bundle.catalogue.type),
-            ("gain", pa.float32()), *((label, pa.bool_()) for label in labels),
-            ("market", pa.string()), ("surface", pa.string()), ("is_new_video", pa.bool_()),
-            ("history", pa.string()),
-        ]
-    )  # fmt: skip
+def truth_schema(truth: pa.Schema, labels: Sequence[str]) -> pa.Schema:
+    """``data.held_out``'s columns with ``labels`` alone, then the slice columns of :func:`sliced`."""
+    kept = [truth.field(name) for name in _kept(truth, labels)]
+    return pa.schema([*kept, ("is_new_video", pa.bool_()), ("history", pa.string())])
 
 
-def truth_rows(
-    bundle: Bundle, request_ids: Sequence[str], held: Sequence[HeldOut], labels: Sequence[str]
+def sliced(
+    bundle: Bundle, truth: pa.Table, request_ids: pa.Array, seen: Sequence[Rows], labels: Sequence[str]
 ) -> pa.Table:
-    """The right videos of every request. Slices: the market of the request, the surface that showed the
-    video, whether the video has no impression in train, and how long the user's history is.
-    """
-    truths = [one.truth for one in held]
-    count = np.array([len(truth.video_row) for truth in truths], np.int64)
-    video = np.concatenate([np.empty(0, np.int64), *(truth.video_row for truth in truths)])
-    true = np.concatenate([np.empty(0, np.int32), *(truth.true for truth in truths)])
-    known = np.concatenate([np.empty(0, np.int32), *(truth.known for truth in truths)])
-    surface = np.concatenate([np.empty(0, np.int64), *(truth.surface_row for truth in truths)])
+    """Truth rows with slices: ``is_new_video`` (no impression in train), ``history`` (videos met before)."""
+    met = np.array([len(rows) for rows in seen], np.int64)
+    request = pc.index_in(truth["request_id"], value_set=request_ids).to_numpy()
+    bucket = np.searchsorted(HISTORY_BOUNDS, met[request], side="right") - 1
+    new = bundle.video_train_count[bundle.catalogue.rows(truth["video_id"])] == 0
+    names = pa.array(_bucket_names()).take(pa.array(bucket))
+    table = truth.select(_kept(truth.schema, labels))
+    return table.append_column("is_new_video", pa.array(new)).append_column("history", names)
 
-    def each(values: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return np.repeat(np.asarray(values, np.int64), count)
 
-    bucket = np.searchsorted(HISTORY_BUCKETS, [one.steps for one in held], side="right") - 1
-    columns = {
-        "request_id": pa.array(request_ids, pa.string()).take(pa.array(each(range(len(held))))),
-        "user_id": bundle.users.ids(each([one.user.user_row for one in held])),
-        "request_time": pa.array(each([one.user.time_ms for one in held]), pa.timestamp("ms", "UTC")),
-        "video_id": bundle.catalogue.ids(video),
-        "gain": np.ones(len(video), np.float32),
-        **{
-            label: pa.array((true & LABEL_BIT[label]) != 0, mask=((true | known) & LABEL_BIT[label]) == 0)
-            for label in labels
-        },
-        "market": bundle.markets.ids(each([one.market_row for one in held])).cast(pa.string()),
-        "surface": bundle.surfaces.ids(surface).cast(pa.string()),
-        "is_new_video": bundle.video_train_count[video] == 0,
-        "history": pa.array(_bucket_names(), pa.string()).take(pa.array(np.repeat(bucket, count))),
-    }
-    return pa.table(columns, schema=truth_schema(bundle, labels))
+def _kept(truth: pa.Schema, labels: Sequence[str]) -> list[str]:
+    return [field.name for field in truth if not pa.types.is_boolean(field.type) or field.name in labels]
 
 
 def _bucket_names() -> list[str]:
-    ends = [*(str(upper - 1) for upper in HISTORY_BUCKETS[1:]), ""]
+    highs = [*(upper - 1 for upper in HISTORY_BOUNDS[1:]), None]
     return [
-        str(low) if str(low) == high else f"{low}-{high}" if high else f"{low}+"
-        for low, high in zip(HISTORY_BUCKETS, ends, strict=True)
+        f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
+        for low, high in zip(HISTORY_BOUNDS, highs, strict=True)
     ]

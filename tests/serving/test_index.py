@@ -52,7 +52,7 @@ def clustered(videos, dim=16, seed=0, clusters=40, normed=True):
 def built(request):
     vectors, users = clustered(4000)
     parameters = {"hnsw": HNSW, "ivf": IVF}[request.param]
-    index, recall = ApproximateIndex.build(vectors, parameters).tuned(vectors, users[:32], 0.99)
+    index, recall = ApproximateIndex.build(vectors, parameters).tuned(vectors, users[:16], users[16:32], 0.99)
     assert recall >= 0.99
     return vectors, users, index
 
@@ -112,8 +112,8 @@ def test_recall_holds_on_users_it_was_not_tuned_on(built):
 def test_tuning_stops_at_the_first_width_that_reaches_the_target():
     vectors, users = clustered(4000)
     index = ApproximateIndex.build(vectors, IVF)
-    low, low_recall = index.tuned(vectors, users, 0.3)
-    high, high_recall = index.tuned(vectors, users, 1.0)
+    low, low_recall = index.tuned(vectors, users, users, 0.3)
+    high, high_recall = index.tuned(vectors, users, users, 1.0)
     assert low.parameters.width < high.parameters.width <= IVF.lists
     assert 0.3 <= low_recall < high_recall == 1.0
 
@@ -121,7 +121,7 @@ def test_tuning_stops_at_the_first_width_that_reaches_the_target():
 def test_unnormalised_vectors_reach_the_target_too():
     vectors, users = clustered(4000, normed=False)
     for parameters in (HNSW, IVF):
-        _, recall = ApproximateIndex.build(vectors, parameters).tuned(vectors, users, 0.99)
+        _, recall = ApproximateIndex.build(vectors, parameters).tuned(vectors, users, users, 0.99)
         assert recall >= 0.99
 
 
