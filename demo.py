@@ -4,11 +4,18 @@ import shlex
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from data.atomic import write_json
+from data.dataset import Dataset, read_info
 from data.errors import ConfigError
+from data.simulator.market import Market
+from data.simulator.oracle import Question, expected_ndcg
 from shopreel import run_command
 from training.config import Device
 
@@ -56,6 +63,7 @@ def run(config: DemoConfig) -> None:
         started = time.monotonic()
         run_command(name, words)
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
+    _show_true_quality(config)
     print(f"\nDone in {(time.monotonic() - begun) / 60:.1f} minutes; everything is in {out}/", flush=True)
     words = serving(config)
     line = shlex.join(["shopreel", "serve", *words])
@@ -99,6 +107,45 @@ def serving(config: DemoConfig) -> list[str]:
     out = Path(config.out)
     place = [f"host={config.host}", f"port={config.port}", f"device={config.device.name}"]
     return [f"bundles={out / 'bundles'}", f"store=sqlite:///{out / 'store.db'}", *place]
+
+
+def true_quality(
+    market_folder: Path, replayed: Path, begin: datetime, gain: str, k: int = 20
+) -> dict[str, float]:
+    """How near each replayed run comes to the best ranking there is, by name, each in [0, 1].
+
+    A log judges only what its policy chose to show; the simulator knows the true expectation of ``gain``
+    for every user and video. The measure is true expected DCG@k over that of the best ranking (seen
+    videos left out), averaged over the users of the truth table. ``begin`` is the moment of the requests.
+    """
+    market = Market.load(market_folder)
+    truth = pq.read_table(replayed / "truth.parquet", columns=["request_id", "user_id"])
+    first = truth.group_by("request_id", use_threads=False).aggregate([("user_id", "first")])
+    request_ids, user_ids = first["request_id"], first["user_id_first"].to_numpy()
+    events = Dataset(market_folder, read_info(market_folder)).scan("events")
+    before = events.to_table(columns=["user_id", "video_id"], filter=pc.field("event_time") < begin)
+    shown = before.group_by("user_id").aggregate([("video_id", "distinct")])
+    seen = {row["user_id"]: np.array(row["video_id_distinct"]) for row in shown.to_pylist()}
+    question = Question(time=begin, quantity=gain, seen=seen)
+    result = {}
+    for file in sorted(replayed.glob("run_*.parquet")):
+        run = pq.read_table(file, filters=pc.field("rank") <= k)
+        request = pc.index_in(run["request_id"], request_ids).to_numpy()
+        ranked_UK = np.full((len(user_ids), k), -1, dtype=np.int64)
+        ranked_UK[request, run["rank"].to_numpy() - 1] = run["video_id"].to_numpy()
+        quality_U = expected_ndcg(market, user_ids, ranked_UK, question, k)
+        result[file.stem.removeprefix("run_")] = float(np.nanmean(quality_U))
+    return result
+
+
+def _show_true_quality(config: DemoConfig) -> None:
+    out = Path(config.out)
+    end = datetime.fromisoformat(config.start).replace(tzinfo=UTC) + timedelta(days=config.days)
+    quality = true_quality(out / "market", out / "replay", end - timedelta(days=1), config.gain)
+    print("\nAgainst the market's truth, which the model has never seen: expected ndcg@20 of every ranking")
+    for name, value in quality.items():
+        print(f"  {name:<12}{value:.4f}")
+    print(f"  {'best possible':<12} 1.0000")
 
 
 def _clear(out: Path) -> None:
