@@ -21,8 +21,8 @@ from data.targets import TargetWeights
 class Batch:
     """One training step. History videos and targets index ``video_rows`` (catalogue rows, ``[V]``).
 
-    ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is the whole
-    catalogue (row v of the catalogue at index v). Padding steps carry video 0.
+    ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
+    loader's ``population``. Padding steps carry index 0.
     """
 
     user_row_B: np.ndarray
@@ -53,8 +53,9 @@ class LoaderPosition:
 class SequenceLoader:
     """Iterate ``epoch()`` for the batches of one epoch from ``position`` on; state is the position.
 
-    ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes the whole catalogue
-    as candidates (full softmax), else that many uniform negatives beside the batch's own positives.
+    ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes every video that
+    training ever showed as candidate (full softmax), else that many uniform negatives among them beside
+    the batch's own positives.
     """
 
     def __init__(
@@ -78,7 +79,14 @@ class SequenceLoader:
         self.position = LoaderPosition()
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
         self.targets_total, positive_weight = self._count()
-        self.sampler = None if n_uniform is None else MixedSampler(positive_weight, n_uniform)
+        shown = np.flatnonzero(prepared.video_train_count)
+        #: What full softmax ranks: the unknown row, then every video that training ever showed.
+        self.population = np.concatenate([[0], shown[shown > 0]])
+        self._index_of = np.zeros(len(prepared.catalogue), np.int64)
+        self._index_of[self.population] = np.arange(len(self.population))
+        self.sampler = (
+            None if n_uniform is None else MixedSampler(positive_weight, self.population[1:], n_uniform)
+        )
         self._cached: tuple[int, Sequences] | None = None
 
     def epoch(self) -> Iterator[Batch]:
@@ -184,21 +192,27 @@ class SequenceLoader:
             target_position_P=windows.position[targets],
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0),
-            video_rows=np.arange(len(self.prepared.catalogue)),
+            video_rows=self.population,
             log_correction=None,
         )
-        return batch if self.sampler is None else _with_candidates(batch, self.sampler, generator)
+        return self._with_candidates(batch, generator)
 
-
-def _with_candidates(batch: Batch, sampler: MixedSampler, generator: np.random.Generator) -> Batch:
-    drawn = sampler.draw(batch.target_video_P, np.unique(batch.video_BS), generator)
-    return replace(
-        batch,
-        video_BS=np.searchsorted(drawn.rows, batch.video_BS),
-        target_video_P=np.searchsorted(drawn.rows, batch.target_video_P),
-        video_rows=drawn.rows,
-        log_correction=drawn.log_correction,
-    )
+    def _with_candidates(self, batch: Batch, generator: np.random.Generator) -> Batch:
+        """Turn catalogue rows into indices of the step's candidates."""
+        if self.sampler is None:
+            return replace(
+                batch,
+                video_BS=self._index_of[batch.video_BS],
+                target_video_P=self._index_of[batch.target_video_P],
+            )
+        drawn = self.sampler.draw(batch.target_video_P, np.unique(batch.video_BS), generator)
+        return replace(
+            batch,
+            video_BS=np.searchsorted(drawn.rows, batch.video_BS),
+            target_video_P=np.searchsorted(drawn.rows, batch.target_video_P),
+            video_rows=drawn.rows,
+            log_correction=drawn.log_correction,
+        )
 
 
 def _ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:

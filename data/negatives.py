@@ -1,7 +1,9 @@
 """Sampling of negative videos and the exact correction it needs.
 
 The candidates of one step are the batch's own positives (distributed as positives are in training)
-and uniform draws from the catalogue. Axes: C distinct candidates, N catalogue rows.
+and uniform draws from the videos that training ever showed: a video that came later was no choice at
+that moment, and counting it as a negative would teach the tower to bury whatever is new.
+Axes: C distinct candidates, N catalogue rows.
 """
 
 from dataclasses import dataclass
@@ -24,31 +26,33 @@ class Candidates:
 class MixedSampler:
     """In-batch positives mixed with uniform draws (mixed negative sampling, Yang 2020).
 
-    A step with ``P`` positives draws ``n_uniform`` rows uniformly from rows 1‥N. With ``p`` the
-    training frequency of positives, video v is expected ``P·p(v) + n_uniform / N`` times: the exact
-    mixture, so that ``exp(score + log_correction)`` summed over candidates is an unbiased estimate of
-    the sum over the catalogue.
+    A step with ``P`` positives draws ``n_uniform`` rows uniformly from the ``population`` of M rows. With
+    ``p`` the training frequency of positives, video v is expected ``P·p(v) + n_uniform / M`` times: the
+    exact mixture, so that ``exp(score + log_correction)`` summed over candidates is an unbiased estimate
+    of the sum over the population.
     """
 
-    def __init__(self, positive_count: np.ndarray, n_uniform: int) -> None:
-        """``positive_count`` ``[N + 1]``: weight of each catalogue row among training positives."""
-        if len(positive_count) < 2:
-            raise ValueError("a catalogue needs at least one video to sample from")
-        total = float(positive_count[1:].sum())
+    def __init__(self, positive_count: np.ndarray, population: np.ndarray, n_uniform: int) -> None:
+        """``positive_count`` ``[N + 1]``: times each catalogue row is a training positive; every positive
+        belongs to ``population`` (catalogue rows, distinct, without row 0).
+        """
+        if len(population) == 0:
+            raise ValueError("there is no video to sample from")
+        total = float(positive_count.sum())
         self.frequency = positive_count / total if total > 0 else np.zeros(len(positive_count))
-        self.catalogue_size = len(positive_count) - 1
+        self.population = population
         self.n_uniform = n_uniform
 
     def draw(
         self, positive_rows: np.ndarray, present_rows: np.ndarray, generator: np.random.Generator
     ) -> Candidates:
         """Candidates of a step: its positives, fresh uniform rows, and ``present_rows`` (history)."""
-        uniform = generator.integers(1, self.catalogue_size + 1, self.n_uniform)
+        uniform = self.population[generator.integers(0, len(self.population), self.n_uniform)]
         rows = np.unique(np.concatenate([positive_rows, uniform, present_rows]))
         drawn = np.zeros(len(rows))
         np.add.at(drawn, np.searchsorted(rows, positive_rows), 1.0)
         np.add.at(drawn, np.searchsorted(rows, uniform), 1.0)
-        expected = len(positive_rows) * self.frequency[rows] + self.n_uniform / self.catalogue_size
+        expected = len(positive_rows) * self.frequency[rows] + self.n_uniform / len(self.population)
         drawn[rows == 0] = 0.0
         correction = np.full(len(rows), -np.inf)
         chosen = drawn > 0

@@ -90,8 +90,8 @@ class RetrievalObjective:
     def _videos(self, batch: Batch) -> FeatureBatch:
         if batch.log_correction is not None:
             return FeatureBatch.of(self.video_table.take(batch.video_rows)).to(self.device)
-        if self._whole is None:
-            self._whole = FeatureBatch.of(self.video_table).to(self.device)
+        if self._whole is None:  # full softmax: the same videos in every step
+            self._whole = FeatureBatch.of(self.video_table.take(batch.video_rows)).to(self.device)
         return self._whole
 
     def _hide_ids(self, features: FeatureBatch) -> FeatureBatch:
@@ -109,7 +109,7 @@ class RetrievalObjective:
 def hidden_videos(batch: Batch) -> np.ndarray:
     """What the feed would not show at each target's moment, ``[P, S + 1]`` indices of ``video_rows``.
 
-    The steps known by then (no video returns) and, over the whole catalogue, the unknown row 0; padded
+    The steps known by then (no video returns) and, in full softmax, the unknown row at index 0; padded
     with the target, which takes part in any case.
     """
     target_P1 = batch.target_video_P[:, None]

@@ -26,12 +26,14 @@ def make_world(folder, *, users=30, longest=45, shards=3, seed=0, ordered=True):
     g = np.random.default_rng(seed)
     truth = {}
     rows = []
+    train_count = np.zeros(VIDEOS + 1, np.int64)
     for user in range(1, users + 1):
         n = int(g.integers(1, longest))
         video = g.integers(1, VIDEOS + 1, n)
         time = np.sort(g.integers(0, n, n)) if ordered else np.zeros(n, np.int64)  # slates share a time
         true = np.where(g.random(n) < 0.5, CLICK, 0) | np.where(g.random(n) < 0.1, BUY, 0)
         split = np.sort(g.choice(3, n, p=[0.8, 0.1, 0.1]))
+        train_count += np.bincount(video[split == 0], minlength=VIDEOS + 1)
         key = split * 10**6 + time
         known = np.searchsorted(key, key)  # steps strictly before
         watch = 1000 * user + np.arange(n)
@@ -62,7 +64,7 @@ def make_world(folder, *, users=30, longest=45, shards=3, seed=0, ordered=True):
         pq.write_table(pa.table(arrays, schema=SEQUENCES), paths[-1])
     prepared = SimpleNamespace(
         path=folder, shards=paths, catalogue=Vocabulary.build(pa.array(np.arange(VIDEOS))),
-        manifest={"dataset": {"ordered": ordered}},
+        manifest={"dataset": {"ordered": ordered}}, video_train_count=train_count,
     )  # fmt: skip
     return prepared, truth
 
@@ -168,6 +170,15 @@ def test_no_target_is_refused_by_name(tmp_path):
         SequenceLoader(
             prepared, TargetWeights({"save": 1.0}, 0.0), tokens=10, max_steps=5, n_uniform=None, seed=0
         )
+
+
+@pytest.mark.parametrize("n_uniform", [None, 200])
+def test_a_video_that_training_never_showed_is_no_candidate(tmp_path, n_uniform):
+    prepared, _ = make_world(tmp_path, users=6, longest=8)
+    never = np.flatnonzero(prepared.video_train_count[1:] == 0) + 1
+    assert len(never)
+    for batch in loader_of(prepared, n_uniform=n_uniform).epoch():
+        assert not np.isin(batch.video_rows, never).any()
 
 
 def test_impression_weight_and_the_largest_label_win():

@@ -78,7 +78,7 @@ def test_weights_are_relative():
 def sampled_gradient(w, frequency, n_uniform, seed) -> list[torch.Tensor]:
     """Gradient of the sampled loss for one draw; rows are 1‥N in the sampler, 0‥N−1 in the world."""
     g = np.random.default_rng(seed)
-    sampler = MixedSampler(np.concatenate([[0.0], frequency]), n_uniform)
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), np.arange(1, len(frequency) + 1), n_uniform)
     # the batch's positives are themselves a draw from the positives' distribution
     in_batch = g.choice(len(frequency), size=n_uniform, p=frequency / frequency.sum()) + 1
     drawn = sampler.draw(in_batch, w["target"].numpy() + 1, g)
@@ -114,7 +114,7 @@ def test_without_the_correction_popular_videos_are_pushed_down_too_far():
     frequency = np.r_[np.full(5, 50.0), np.full(55, 1.0)]
     g = np.random.default_rng(0)
     target = torch.from_numpy(g.choice(60, 400, p=frequency / frequency.sum()))
-    sampler = MixedSampler(np.concatenate([[0.0], frequency]), 0)
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), np.arange(1, 61), 0)
     drawn = sampler.draw(target.numpy() + 1, np.zeros(0, np.int64), g)
     rows = torch.from_numpy(drawn.rows - 1)
     local = torch.from_numpy(np.searchsorted(drawn.rows, target.numpy() + 1))
@@ -148,7 +148,7 @@ def test_an_accidental_hit_is_masked():
 def test_mixture_expectation_is_exact():
     """Over many draws the mean of exp(correction) of every video is 1: Q is the mixture's own."""
     frequency = np.array([5.0, 3.0, 1.0, 0.0])
-    sampler = MixedSampler(np.concatenate([[0.0], frequency]), 6)
+    sampler = MixedSampler(np.concatenate([[0.0], frequency]), np.arange(1, 5), 6)
     g = np.random.default_rng(0)
     total = np.zeros(5)
     draws = 4000
@@ -160,7 +160,7 @@ def test_mixture_expectation_is_exact():
 
 
 def test_history_videos_and_the_unknown_row_are_no_negatives():
-    sampler = MixedSampler(np.array([0.0, 1.0, 1.0, 1.0]), 0)
+    sampler = MixedSampler(np.array([0.0, 1.0, 1.0, 1.0]), np.arange(1, 4), 0)
     drawn = sampler.draw(np.array([1]), np.array([0, 3]), np.random.default_rng(0))
     assert drawn.rows.tolist() == [0, 1, 3]
     assert np.isneginf(drawn.log_correction[[0, 2]]).all()
