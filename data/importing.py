@@ -3,7 +3,7 @@
 import importlib
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -11,7 +11,16 @@ from enum import Enum
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from data.atomic import refuse_existing, write_json
 from data.contract import open_dataset, time_zone
@@ -66,7 +75,7 @@ CONFIG = ImportConfig
 
 
 def run(config: ImportConfig) -> None:
-    """Read, write, check, and only then move the dataset into place; print the report and the next command."""
+    """Read, write, check, and only then move the dataset into place; print the report and what is next."""
     refuse_existing(config.out, overwrite=config.overwrite)
     raw = Path(config.raw)
     if not raw.exists():
@@ -79,12 +88,17 @@ def run(config: ImportConfig) -> None:
     with writing_dataset(config.out, info, overwrite=config.overwrite) as directory:
         scratch = directory / ".staged"
         scratch.mkdir()
-        limits = {"memory_limit_gb": config.memory_limit_gb, "threads": config.threads}
-        with open_engine(config.engine, temp_directory=scratch, **limits) as session:
-            backend = _backend(session)
+        with open_engine(
+            config.engine,
+            memory_limit_gb=config.memory_limit_gb,
+            temp_directory=scratch,
+            threads=config.threads,
+        ) as session:
+            backend = backend_of(session)
             with _steps(backend) as on_step:
-                draft = reader(Staging(backend, session.scratch, on_step), raw, options)
-                span = write_draft(draft, Staging(backend, session.scratch / "w", on_step), directory)
+                staging = Staging(backend, session.scratch, on_step)
+                draft = reader(staging, raw, options)
+                span = write_draft(draft, staging, directory)
         shutil.rmtree(scratch)
         for name, value in asdict(draft.info).items():
             setattr(info, name, value)
@@ -96,7 +110,8 @@ def run(config: ImportConfig) -> None:
     console.print(f"next: {_next(config.out, draft, span)}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _backend(session: Session) -> Backend:
+def backend_of(session: Session) -> Backend:
+    """What reads and writes on the engine of ``session``."""
     if session.engine is Engine.spark:
         from data.readers.spark_backend import SparkBackend
 
@@ -111,9 +126,8 @@ def _check(directory: Path, info: DatasetInfo, out: Path) -> None:
     try:
         open_dataset(directory)
     except ContractError as error:
-        raise ContractError(
-            f"nothing written, the raw files break the contract: {str(error).replace(str(directory), str(out))}"
-        ) from None
+        where = str(error).replace(str(directory), str(out))
+        raise ContractError(f"nothing written, the raw files break the contract: {where}") from None
 
 
 def _next(out: str, draft: Draft, span: Span) -> str:
@@ -129,12 +143,12 @@ def _next(out: str, draft: Draft, span: Span) -> str:
 
 
 @contextmanager
-def _steps(backend: Backend) -> Iterator:  # type: ignore[type-arg]
+def _steps(backend: Backend) -> Iterator[Callable[[str], None]]:
     """Yield what to call when a step begins: a bar on a terminal, one line per step elsewhere."""
     console = Console(stderr=True)
 
     class QueryProgress(TaskProgressColumn):
-        def render(self, task):  # type: ignore[no-untyped-def]
+        def render(self, task: Task) -> Text:
             if not task.finished and (share := backend.progress()) is not None:
                 task.completed = 100 * share
             return super().render(task)

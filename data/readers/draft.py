@@ -8,8 +8,8 @@ from pathlib import Path
 import ibis.expr.types as ir
 
 from data.dataset import DatasetInfo
-from data.readers.staging import Staging
 from data.readers.report import ImportReport
+from data.readers.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)

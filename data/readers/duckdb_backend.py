@@ -38,7 +38,9 @@ class DuckDBBackend:
         share = self._connection.query_progress() / 100
         return share if share >= 0 else None
 
-    def stage_text(self, file: Path, columns: Mapping[str, str], layout: TextFormat, directory: Path) -> None:
+    def stage_text(
+        self, file: Path, columns: Mapping[str, str], layout: TextFormat, kept: Sequence[str], directory: Path
+    ) -> None:
         """See :class:`data.readers.staging.Backend`."""
         names = ", ".join(f"{_quoted(name)}: '{_TYPES[kind]}'" for name, kind in columns.items())
         quote = _quoted(layout.quote or "")
@@ -47,7 +49,8 @@ class DuckDBBackend:
             f"header = {layout.header}, delim = {_quoted(layout.delimiter)}, quote = {quote}, "
             f"escape = {quote}, encoding = '{_ENCODINGS[layout.encoding]}')"
         )
-        self._copy(f"select * from {source}", directory, source=file)
+        chosen = ", ".join('"' + name.replace('"', '""') + '"' for name in kept)
+        self._copy(f"select {chosen} from {source}", directory, source=file)
 
     def stage_json(self, file: Path, columns: Mapping[str, str], directory: Path) -> None:
         """See :class:`data.readers.staging.Backend`."""

@@ -7,8 +7,8 @@ import ibis
 import ibis.expr.types as ir
 
 from data.contract import EARLIEST
-from data.readers.staging import Staging
 from data.readers.report import TableReport
+from data.readers.staging import Staging
 
 DAY_US = 86_400_000_000
 SECOND_US = 1_000_000

@@ -31,6 +31,8 @@ def need(raw: Path, patterns: Sequence[str], *, below: Sequence[str] = ("",)) ->
         raise ConfigError(f"raw={raw}: no such file or directory")
     found = find(raw, patterns, below=below)
     if not found:
+        if raw.is_file():
+            raise ConfigError(f"raw={raw}: its name fits none of {', '.join(patterns)} (plain or .gz)")
         places = " or ".join(sorted({str(raw / part) for part in below}))
         raise ConfigError(f"raw={raw}: found none of {', '.join(patterns)} (plain or .gz) in {places}")
     return found

@@ -12,9 +12,7 @@ import ibis.expr.types as ir
 from data.dataset import DatasetInfo
 from data.errors import ConfigError
 from data.readers.draft import Draft, ReaderOptions
-from data.readers.staging import Staging, TextFormat
 from data.readers.expressions import (
-    DAY_US,
     at_least_zero,
     date_us,
     keep,
@@ -25,7 +23,9 @@ from data.readers.expressions import (
     without_duplicates,
 )
 from data.readers.files import find, need
+from data.readers.kuaishou import users
 from data.readers.report import ImportReport
+from data.readers.staging import Staging, TextFormat
 
 LABELS = {
     "is_click": "click", "long_view": "long_view", "is_like": "like", "is_comment": "comment",
@@ -36,16 +36,13 @@ LOG_COLUMNS = {"user_id": "int64", "video_id": "int64", "date": "string"} | dict
     ("time_ms", *LABELS, "play_time_ms", "is_rand", "tab"), "int64"
 )
 #: Columns that only tell upstream's exact duplicates from two real impressions of the same moment.
-OPTIONAL_COLUMNS = dict.fromkeys(("hourmin", "duration_ms", "profile_stay_time", "comment_stay_time"), "int64")
-USER_TEXTS = (
-    "user_active_degree", "follow_user_num_range", "fans_user_num_range", "friend_user_num_range",
-    "register_days_range",
-)  # fmt: skip
-USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-USER_FLAGS = ("is_lowactive_period", "is_live_streamer", "is_video_author")
-USER_CODES = tuple(f"onehot_feat{number}" for number in range(18))
+OPTIONAL_COLUMNS = dict.fromkeys(
+    ("hourmin", "duration_ms", "profile_stay_time", "comment_stay_time"), "int64"
+)
 BELOW = ("", "data")
 UTC_OFFSET_HOURS = 8
+#: How far before the midnight of their logged day rows keep their order (more than upstream ever needs).
+SQUEEZED_US = 3 * 3600 * 1_000_000
 
 
 def read(staging: Staging, raw: Path, options: ReaderOptions) -> Draft:
@@ -64,7 +61,7 @@ def read(staging: Staging, raw: Path, options: ReaderOptions) -> Draft:
     if files := find(beside, (f"video_features_basic_{variant}*.csv",), below=BELOW):
         tables["videos"] = _videos(staging, files, beside, report)
     if files := find(beside, (f"user_features_{variant}*.csv",), below=BELOW):
-        tables["users"] = _users(staging, files, report)
+        tables["users"] = users(staging, files, report)
     info = DatasetInfo(
         name=f"kuairand-{variant}",
         source="KuaiRand, https://kuairand.com (Gao et al., CIKM 2022)",
@@ -76,9 +73,13 @@ def read(staging: Staging, raw: Path, options: ReaderOptions) -> Draft:
 
 
 def _variant(logs: list[Path]) -> str:
-    found = {match.group(1) for file in logs if (match := re.search(r"_(pure|1k|27k)(_part\d+)?\.csv", file.name))}
+    found = {
+        match.group(1) for file in logs if (match := re.search(r"_(pure|1k|27k)(_part\d+)?\.csv", file.name))
+    }
     if len(found) > 1:
-        raise ConfigError(f"raw={logs[0].parent}: holds logs of {' and '.join(sorted(found))}; keep one variant")
+        raise ConfigError(
+            f"raw={logs[0].parent}: holds logs of {' and '.join(sorted(found))}; keep one variant"
+        )
     if not found:
         raise ConfigError(f"raw={logs[0]}: the name does not end in _pure, _1k or _27k as upstream's does")
     return found.pop()
@@ -110,9 +111,9 @@ def _events(
     midnight_us = date_us(dashed, UTC_OFFSET_HOURS)
     early = ((time_us < midnight_us) & ~rows.is_placed).fill_null(False)
     # Upstream logs an impression under the day it was written, up to hours after its time. Published
-    # splits go by that day: an early row goes to its first minutes, milliseconds squeezed into microseconds
+    # splits go by that day: an early row goes to its first seconds, milliseconds squeezed into microseconds
     # so that order stays. It only ever moves later, so no history learns of it too soon.
-    squeezed_us = midnight_us + ibis.greatest((time_us - midnight_us + DAY_US) // 1000, 0)
+    squeezed_us = midnight_us + ibis.greatest((time_us - midnight_us + SQUEEZED_US) // 1000, 0)
     rows = rows.mutate(event_time=ibis.cases((early, squeezed_us), else_=time_us), is_early=early)
     moved = staging.count(rows.filter(rows.is_early))
     if moved:
@@ -126,7 +127,9 @@ def _events(
             "one second apart, and every blank label is unknown"
         )
     rows = without_duplicates(rows.drop("is_early"))
-    policy = ibis.cases((rows.is_rand == 1, "random"), (rows.is_rand == 0, "standard"), else_=ibis.null("string"))
+    policy = ibis.cases(
+        (rows.is_rand == 1, "random"), (rows.is_rand == 0, "standard"), else_=ibis.null("string")
+    )
     return rows.select(
         user_id=rows.user_id,
         video_id=rows.video_id,
@@ -139,10 +142,9 @@ def _events(
 
 
 def _videos(staging: Staging, files: list[Path], raw: Path, report: ImportReport) -> ir.Table:
-    columns = {"video_id": "int64"} | dict.fromkeys(("author_id", "music_id"), "float64")
+    columns = dict.fromkeys(("video_id", "author_id", "music_id"), "int64")
     columns |= dict.fromkeys(("video_type", "upload_dt", "upload_type", "tag"), "string")
     columns |= dict.fromkeys(("video_duration", "server_width", "server_height", "music_type"), "float64")
-    columns["author_id"] = columns["music_id"] = "int64"
     rows = staging.read_text(files, columns, TextFormat(multiline=True)).drop("line")
     report.table("videos").read = staging.count(rows)
     rows = without_duplicates(rows)
@@ -179,17 +181,3 @@ def _with_texts(staging: Staging, videos: ir.Table, raw: Path) -> ir.Table:
         videos = videos.left_join(rows.group_by(video_id=rows.final_video_id).aggregate(**named), "video_id")
         videos = videos.drop("video_id_right")
     return videos
-
-
-def _users(staging: Staging, files: list[Path], report: ImportReport) -> ir.Table:
-    columns = {"user_id": "int64"} | dict.fromkeys(USER_TEXTS, "string")
-    columns |= dict.fromkeys((*USER_NUMBERS, *USER_FLAGS, *USER_CODES), "float64")
-    rows = staging.read_text(files, columns).drop("line")
-    report.table("users").read = staging.count(rows)
-    rows = without_duplicates(rows)
-    return rows.select(
-        user_id=rows.user_id,
-        **{name: rows[name].nullif("UNKNOWN") for name in USER_TEXTS},
-        **{name: at_least_zero(rows[name]) for name in USER_NUMBERS},
-        **{name: at_least_zero(whole(rows[name])) for name in (*USER_FLAGS, *USER_CODES)},
-    )

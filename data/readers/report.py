@@ -29,7 +29,7 @@ class TableReport:
 class ImportReport:
     """One :class:`TableReport` per table of the dataset, ``events`` first."""
 
-    tables: dict[str, TableReport] = field(default_factory=dict)
+    tables: dict[str, TableReport] = field(default_factory=lambda: {"events": TableReport()})
 
     def table(self, name: str) -> TableReport:
         """The report of table ``name``, new where there was none."""

@@ -29,12 +29,14 @@ LEAVE_ONE_OUT_FROM = 3
 
 def read(staging: Staging, raw: Path, options: ReaderOptions) -> Draft:
     """Read one text file, or a directory with a train and test pair (and maybe a validation file)."""
-    train, validation, test = (find(raw, names) if raw.is_dir() else [] for names in (TRAIN, VALIDATION, TEST))
+    train, validation, test = (
+        find(raw, names) if raw.is_dir() else [] for names in (TRAIN, VALIDATION, TEST)
+    )
     if train or test:
         if not (train and test):
             raise ConfigError(f"raw={raw}: has only one of train.txt and test.txt; add the other")
         return _read_sets(staging, raw, (train, validation, test), options)
-    return _read_sequences(staging, _only_file(raw))
+    return read_sequences(staging, _only_file(raw))
 
 
 def _only_file(raw: Path) -> Path:
@@ -49,7 +51,8 @@ def _only_file(raw: Path) -> Path:
     raise ConfigError(f"raw={raw}: holds several texts ({names}); name one, as raw={found[0]}")
 
 
-def _read_sequences(staging: Staging, file: Path) -> Draft:
+def read_sequences(staging: Staging, file: Path) -> Draft:
+    """Read one ordered text, leave-one-out; attributes in ``NAME_item2attributes.json`` become tags."""
     report = ImportReport()
     rows, kind = _videos_of_users(staging, [[file]], report)
     place = ibis.window(group_by=rows.user_id, order_by=[rows.line, rows.step])
@@ -123,7 +126,9 @@ def _videos_of_users(
     report.table("events").read = staging.count(rows)
     kinds = {name: ids_of(staging, rows[name]) for name in ("user", "video")}
     ids = {f"{name}_id": rows[name].cast(kind) for name, kind in kinds.items()}
-    return rows.select("line", part=rows.part.cast("int64"), step=rows.step.cast("int64"), **ids), kinds["video"]
+    return rows.select("line", part=rows.part.cast("int64"), step=rows.step.cast("int64"), **ids), kinds[
+        "video"
+    ]
 
 
 def _hold_out(rows: ir.Table, options: ReaderOptions) -> ir.Table:

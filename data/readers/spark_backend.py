@@ -38,7 +38,9 @@ class SparkBackend:
         """Spark shows its own progress: None."""
         return None
 
-    def stage_text(self, file: Path, columns: Mapping[str, str], layout: TextFormat, directory: Path) -> None:
+    def stage_text(
+        self, file: Path, columns: Mapping[str, str], layout: TextFormat, kept: Sequence[str], directory: Path
+    ) -> None:
         """See :class:`data.readers.staging.Backend`."""
         quote = layout.quote or ""
         reader = (
@@ -53,7 +55,8 @@ class SparkBackend:
             .option("enforceSchema", True)
             .option("multiLine", layout.multiline)
         )
-        self._stage_numbered(reader.csv(str(file)), file, directory)
+        frame = reader.csv(str(file)).select(*(f"`{name}`" for name in kept))
+        self._stage_numbered(frame, file, directory)
 
     def stage_json(self, file: Path, columns: Mapping[str, str], directory: Path) -> None:
         """See :class:`data.readers.staging.Backend`."""
@@ -111,7 +114,9 @@ class SparkBackend:
             frame.withColumn("line", monotonically_increasing_id()).write.parquet(str(directory))
         except PySparkException as error:
             message = " ".join(str(error).split())
-            record = re.search(r"record parsing: (\[.*?\])", message) or re.search(r"Caused by: (.*)", message)
+            record = re.search(r"record parsing: (\[.*?\])", message) or re.search(
+                r"Caused by: (.*)", message
+            )
             shown = record.group(1)[:120] if record else message[:160]
             raise ContractError(
                 f"{file}: malformed record {shown}; correct or remove it (engine=duckdb names its line)"

@@ -39,8 +39,10 @@ class TextFormat:
 class Backend(Protocol):
     """What an engine must do by itself. Errors of malformed text are :class:`ContractError`."""
 
-    def stage_text(self, file: Path, columns: Mapping[str, str], layout: TextFormat, directory: Path) -> None:
-        """Parse ``file`` with ``columns`` in file order (int64, float64 or string) into ``directory``."""
+    def stage_text(
+        self, file: Path, columns: Mapping[str, str], layout: TextFormat, kept: Sequence[str], directory: Path
+    ) -> None:
+        """Parse ``file`` with ``columns`` in file order (int64, float64 or string); stage those ``kept``."""
 
     def stage_json(self, file: Path, columns: Mapping[str, str], directory: Path) -> None:
         """Parse a JSON-lines ``file``; ``columns`` maps keys to Ibis types, structs and arrays included."""
@@ -80,7 +82,7 @@ class Staging:
         self,
         files: Sequence[Path],
         columns: Mapping[str, str],
-        layout: TextFormat = TextFormat(),  # noqa: B008 (frozen)
+        layout: TextFormat = TextFormat(),
         *,
         optional: Mapping[str, str] | None = None,
     ) -> ir.Table:
@@ -91,7 +93,7 @@ class Staging:
         field is null. Raises :class:`ContractError` naming file and line of a malformed row.
         """
         wanted = {**columns, **(optional or {})}
-        parts = []
+        parts: list[ir.Table] = []
         for file in files:
             found = dict(columns)
             if layout.header:
@@ -103,14 +105,15 @@ class Staging:
                         "use the upstream file unchanged"
                     )
                 found = {name: wanted.get(name, "string") for name in names}
+            kept = [name for name in found if name in wanted]
             directory = self._directory(f"reading {file.name}")
-            self.backend.stage_text(file, found, layout, directory)
+            self.backend.stage_text(file, found, layout, kept, directory)
             rows = self._scan(directory, len(parts))
-            kept = {
+            values = {
                 name: _blank_as_null(rows[name], kind) if name in found else ibis.null(kind)
                 for name, kind in wanted.items()
             }
-            parts.append(rows.select(**kept, line=rows.line))
+            parts.append(rows.select(**values, line=rows.line))
         return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
     def read_lines(self, files: Sequence[Path], encoding: str = "utf-8") -> ir.Table:
@@ -121,7 +124,7 @@ class Staging:
 
     def read_json_lines(self, files: Sequence[Path], columns: Mapping[str, str]) -> ir.Table:
         """One row per JSON line of ``files``: ``columns`` (key to Ibis type) plus ``line``."""
-        parts = []
+        parts: list[ir.Table] = []
         for file in files:
             directory = self._directory(f"reading {file.name}")
             self.backend.stage_json(file, columns, directory)
@@ -169,7 +172,10 @@ def read_header(file: Path, layout: TextFormat) -> list[str]:
             first = text.readline().removeprefix("\ufeff").rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ContractError(f"{file}, line 1: not readable as text ({error}); copy it again") from None
-    names = next(csv.reader([first], delimiter=layout.delimiter), [])
+    names = first.split(layout.delimiter) if first else []
+    if layout.quote:
+        names = next(csv.reader([first], delimiter=layout.delimiter, quotechar=layout.quote), [])
+    names = [name or f"unnamed_{number}" for number, name in enumerate(names)]
     if not names:
         raise ContractError(f"{file}, line 1: the file has no header; copy it again")
     if len(set(names)) < len(names):

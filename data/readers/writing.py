@@ -47,7 +47,9 @@ def write_draft(draft: Draft, staging: Staging, directory: Path) -> Span:
     if written == 0:
         dropped = draft.report.table("events").dropped
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "the files have no row"
-        raise ConfigError(f"raw: no event is left ({why}); check that this is the right source for these files")
+        raise ConfigError(
+            f"raw: no event is left ({why}); check that this is the right source for these files"
+        )
     span = _settle_labels(draft, staging, files)
     log = staging.backend.scan_parquet(files)
     for table in ("products", "users", "videos"):
@@ -81,9 +83,10 @@ def _with_videos_of(log: ir.Table, videos: ir.Table, draft: Draft, staging: Stag
     named = log.select("video_id").distinct()
     missing = named.anti_join(videos, "video_id")
     report = draft.report.table("videos")
-    report.added = staging.count(missing)
-    if not report.added:
+    count = staging.count(missing)
+    if not count:
         return videos
+    report.added += count
     schema = videos.schema()
     blank = {name: ibis.null(schema[name]) for name in videos.columns if name != "video_id"}
     padded = missing.mutate(**blank).select(*videos.columns)
