@@ -2,11 +2,12 @@
 
 Which tables exist, and how many rows each has, follows from the ``FeatureSpec`` alone. Two
 implementations with equal results: :class:`PlainTables` here (one process, CPU or GPU, serving) and
-``training.distributed`` with TorchRec collections (several ranks).
+``training.torchrec_tables`` (TorchRec collections, cut over several processes).
 
 Axes: N videos or users looked up, D dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,10 @@ from data.features import EncodedTable, FeatureSpec
 
 #: Row 0 of every table stands for an unknown value; it is trained through id dropout.
 UNKNOWN_ROW = 0
+#: Standard deviation of a new table's entries.
+INITIAL_STD = 0.02
+#: Rows drawn by one generator: any stretch of a table can be drawn without the rows before it.
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(slots=True)
@@ -63,15 +68,23 @@ class Tables(Protocol):
         ...
 
 
-class PlainTables(nn.Module):
-    """One weight ``[rows, D]`` per bag feature."""
+#: Makes the tables of one side from the rows of each bag feature and the dimensions.
+TablesFactory = Callable[[dict[str, int], int], nn.Module]
 
-    def __init__(self, rows: dict[str, int], dim: int) -> None:
+
+class PlainTables(nn.Module):
+    """One weight ``[rows, D]`` per bag feature.
+
+    Tables of more than ``dense_rows`` rows get sparse gradients, which name the touched rows only.
+    """
+
+    def __init__(self, rows: dict[str, int], dim: int, *, dense_rows: int | None = None) -> None:
         super().__init__()
         self.names = list(rows)
         self.dim = dim
+        self.sparse = {name for name, count in rows.items() if dense_rows is not None and count > dense_rows}
         self.weights = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(count, dim) * 0.02) for name, count in rows.items()}
+            {name: nn.Parameter(initial_rows(draw_seed(), 0, count, dim)) for name, count in rows.items()}
         )
 
     def forward(self, features: FeatureBatch) -> Tensor:
@@ -83,9 +96,29 @@ class PlainTables(nn.Module):
             if values.numel() > 0:
                 weight = self.weights[name]
                 total = total + F.embedding_bag(
-                    values, weight, offsets, mode="mean", include_last_offset=True
+                    values, weight, offsets, mode="mean", include_last_offset=True, sparse=name in self.sparse
                 )
         return total
+
+
+def draw_seed() -> int:
+    """A seed for one table, from torch's global generator."""
+    return int(torch.randint(1 << 62, ()))
+
+
+def initial_rows(seed: int, begin: int, end: int, dim: int) -> Tensor:
+    """Rows ``begin`` … ``end`` − 1 of a new table, float32 ``[end − begin, dim]``.
+
+    Normal with :data:`INITIAL_STD`; a row depends on ``seed`` and its number alone, so that a table
+    starts equal however it is cut over processes.
+    """
+    parts = [torch.empty(0, dim)]
+    for block in range(begin // _ROWS_AT_ONCE, -(-end // _ROWS_AT_ONCE)):
+        generator = torch.Generator().manual_seed(seed + block)
+        drawn = torch.randn(_ROWS_AT_ONCE, dim, generator=generator)
+        first = block * _ROWS_AT_ONCE
+        parts.append(drawn[max(begin - first, 0) : max(end - first, 0)])
+    return torch.cat(parts).mul_(INITIAL_STD)
 
 
 def table_rows(spec: FeatureSpec, side: str) -> dict[str, int]:

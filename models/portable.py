@@ -1,11 +1,13 @@
 """A trained model as two files: ``model.safetensors`` (weights) and ``model.json`` (shape, versions)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from data.atomic import read_json, write_json
 from data.errors import ContractError
@@ -16,10 +18,15 @@ FORMAT_VERSION = 1
 
 def save_two_tower(model: TwoTower, directory: Path, **extra: Any) -> None:
     """Write both files into ``directory``; ``extra`` goes into the JSON (spec hash, metrics, …)."""
+    save_weights(model.shape, model.state_dict(), directory, **extra)
+
+
+def save_weights(shape: TwoTowerShape, weights: Mapping[str, Tensor], directory: Path, **extra: Any) -> None:
+    """The same from weights by name, where no process holds the whole model."""
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
-    record = {"format_version": FORMAT_VERSION, "kind": "two_tower", "shape": model.shape.to_json(), **extra}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(plain, directory / "model.safetensors")
+    record = {"format_version": FORMAT_VERSION, "kind": "two_tower", "shape": shape.to_json(), **extra}
     write_json(directory / "model.json", record)
 
 

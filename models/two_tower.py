@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embeddings import FeatureBatch, PlainTables
+from models.embeddings import FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
 from models.sequence import HistoryEncoder, Steps
 from models.similarity import Similarity, finish
@@ -54,23 +54,13 @@ class TwoTowerShape:
 class TwoTower(nn.Module):
     """User tower over the history, video tower over ids, content and product tags."""
 
-    def __init__(
-        self,
-        shape: TwoTowerShape,
-        *,
-        video_tables: nn.Module | None = None,
-        user_tables: nn.Module | None = None,
-    ) -> None:
-        """Plain tables are made where none are handed in (``training.distributed`` hands in sharded ones)."""
+    def __init__(self, shape: TwoTowerShape, *, tables: TablesFactory = PlainTables) -> None:
+        """``tables`` makes the embedding tables of each side (``training`` has sharded ones)."""
         super().__init__()
         self.shape = shape
         dim = shape.dim
-        self.video_tower = VideoTower(
-            video_tables or PlainTables(shape.video_rows, dim), shape.video_dense, dim
-        )
-        self.user_token = UserToken(
-            user_tables or PlainTables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout
-        )
+        self.video_tower = VideoTower(tables(shape.video_rows, dim), shape.video_dense, dim)
+        self.user_token = UserToken(tables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout)
         self.history = HistoryEncoder(
             video_dim=dim, width=dim, layers=shape.layers, heads=shape.heads, dropout=shape.dropout,
             block=shape.block, max_steps=shape.max_steps, surfaces=shape.surfaces, use_time=shape.use_time,
