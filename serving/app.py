@@ -88,14 +88,14 @@ class HttpSettings:
     ``page`` serves the feed page and what it needs at ``/``.
     """
 
-    max_body_bytes: int = 1 << 20
-    threads: int = 8
-    max_in_flight: int = 128
-    budget_ms: int = 1_000
-    page: bool = True
-    api_keys: tuple[str, ...] = ()
-    requests_per_second: float = 0.0
-    burst: int = 20
+    max_body_bytes: int
+    threads: int
+    max_in_flight: int
+    budget_ms: int
+    page: bool
+    api_keys: tuple[str, ...]
+    requests_per_second: float
+    burst: int
 
 
 def create_app(service: RankingService, settings: HttpSettings) -> FastAPI:

@@ -22,10 +22,13 @@ class ExplorationPreferences:
     of the standardised scores at ``temperature``. ``pool`` bounds how many candidates are drawn from.
     """
 
-    positions: tuple[int, ...] = ()
-    pool: int = 200
-    uniform_share: float = 0.2
-    temperature: float = 1.0
+    positions: tuple[int, ...]
+    pool: int
+    uniform_share: float
+    temperature: float
+
+
+NO_EXPLORATION = ExplorationPreferences((), 1, 1.0, 1.0)
 
 
 class Draw(NamedTuple):

@@ -5,20 +5,20 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from data.history import UserRequest
 from serving.batching import Batcher, DeadlineExceeded
 from serving.cursor import Cursor
-from serving.exploration import ExplorationPreferences
+from serving.exploration import NO_EXPLORATION, ExplorationPreferences
 from serving.feed import Candidates, Page, build_page
 from serving.live import LiveBundle
 from serving.metrics import Metrics
 from serving.pipeline import RankedList, RankRequest
 from serving.rules import Audience
-from serving.slate import SlatePreferences
+from serving.slate import NO_PREFERENCES, SlatePreferences
 
 logger = logging.getLogger("shopreel.paging")
 #: A page that hard rules left short is built again from this many times as many candidates.
@@ -29,12 +29,12 @@ GROWTH = 4
 class FeedSettings:
     """How pages are made. ``candidates`` are ranked per request, more where hard rules leave too few."""
 
-    page_size: int = 20
-    candidates: int = 500
-    slate: SlatePreferences = field(default_factory=SlatePreferences)
-    exploration: ExplorationPreferences = field(default_factory=ExplorationPreferences)
-    max_batch: int = 16
-    max_queue: int = 256
+    page_size: int
+    candidates: int
+    max_batch: int
+    max_queue: int
+    slate: SlatePreferences = NO_PREFERENCES
+    exploration: ExplorationPreferences = NO_EXPLORATION
 
 
 class PageMaker:

@@ -39,18 +39,22 @@ class SlatePreferences:
     The shares count the whole page: at least ``ceil(min · page)`` and at most ``floor(max · page)``.
     """
 
-    creator_cap: int = 2
-    merchant_cap: int = 3
-    brand_cap: int = 4
-    product_cap: int = 1
-    min_shopping_share: float = 0.0
-    max_shopping_share: float = 1.0
-    lookahead: int = 60
+    creator_cap: int
+    merchant_cap: int
+    brand_cap: int
+    product_cap: int
+    min_shopping_share: float
+    max_shopping_share: float
+    lookahead: int
 
     def caps(self) -> dict[Relaxation, int]:
         """The cap of each kind."""
         values = (self.creator_cap, self.merchant_cap, self.brand_cap, self.product_cap)
         return dict(zip(_CAPS, values, strict=True))
+
+
+#: Pages in order of score alone.
+NO_PREFERENCES = SlatePreferences(0, 0, 0, 0, 0.0, 1.0, 1)
 
 
 class Traits(NamedTuple):

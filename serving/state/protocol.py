@@ -149,13 +149,13 @@ class SessionState:
 class Limits:
     """How much, and how long, a store remembers."""
 
-    history_steps: int = 512
+    history_steps: int
+    seen_ttl_ms: int
+    served_ttl_ms: int
+    session_ttl_ms: int
+    user_ttl_ms: int
+    event_ttl_ms: int
     marks_per_kind: int = 10_000
-    seen_ttl_ms: int = 90 * DAY_MS
-    served_ttl_ms: int = DAY_MS
-    session_ttl_ms: int = DAY_MS
-    user_ttl_ms: int = 365 * DAY_MS
-    event_ttl_ms: int = 30 * DAY_MS
 
 
 class Store(Protocol):
@@ -187,12 +187,13 @@ class Store(Protocol):
     def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:
         """Load ``(user_id, steps, seen)`` in bulk, replacing what is known of them; returns how many.
 
-        The seen videos count as seen now, however old the steps are.
+        The seen videos count as seen now, however old the steps are. Until all are in, the store counts
+        as empty, so that what was cut short is begun anew.
         """
         ...
 
     def is_empty(self) -> bool:
-        """Whether no user is known yet."""
+        """Whether no user is known yet, or warming was cut short."""
         ...
 
     def events_after(self, seq: int, limit: int) -> list[LoggedEvent]:

@@ -9,7 +9,7 @@ Keys, under ``shopreel:``
 
 ====================  ======================================================================
 ``secret``            string
-``known``             set when any user is known
+``known``, ``warming``  set when any user is known; while users are loaded in bulk
 ``event:ID``          the ids accepted, for as long as events are kept
 ``events``, ``pages``  streams, the event log and the served log, ids ``SEQ-0``
 ``u:USER:steps``      list of packed steps, in order of arrival
@@ -219,6 +219,7 @@ class RedisStore:
         window = self._windows["seen"]
         bucket = window.bucket(now_ms)
         with self._guard():
+            self._redis.set(self._prefix + "warming", 1)
             batch = self._redis.pipeline(transaction=False)
             for user_id, steps, seen in users:
                 base = f"{self._prefix}u:{id_key(user_id)}:"
@@ -235,13 +236,15 @@ class RedisStore:
                     batch.execute()
             if count:
                 batch.set(self._prefix + "known", 1)
+            batch.delete(self._prefix + "warming")
             batch.execute()
         return count
 
     def is_empty(self) -> bool:
         """See :meth:`Store.is_empty`."""
         with self._guard():
-            return not self._redis.exists(self._prefix + "known")
+            warming, known = self._redis.mget(self._prefix + "warming", self._prefix + "known")
+            return warming is not None or known is None
 
     def events_after(self, seq: int, limit: int) -> list[LoggedEvent]:
         """See :meth:`Store.events_after`."""

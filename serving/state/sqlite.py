@@ -138,7 +138,8 @@ class SqliteStore:
     def is_empty(self) -> bool:
         """See :meth:`Store.is_empty`."""
         with self._read() as db:
-            return db.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
+            warming = db.execute("SELECT 1 FROM meta WHERE key = 'warming'").fetchone()
+            return warming is not None or db.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
 
     def events_after(self, seq: int, limit: int) -> list[LoggedEvent]:
         """See :meth:`Store.events_after`."""
@@ -166,8 +167,10 @@ class SqliteStore:
     def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:
         """See :meth:`Store.warm`."""
         count = 0
+        self._write(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES ('warming', 1)"))
         for group in _chunks(users, 1_000):
             count += self._write(lambda db, group=group: self._warm(db, group, now_ms))  # type: ignore[misc]
+        self._write(lambda db: db.execute("DELETE FROM meta WHERE key = 'warming'"))
         return count
 
     def sweep(self, now_ms: int) -> int:

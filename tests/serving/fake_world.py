@@ -14,20 +14,40 @@ import pyarrow as pa
 
 from data.history import UserRequest
 from data.vocabulary import Vocabulary
+from serving.app import HttpSettings
 from serving.catalogue import CatalogueFacts
 from serving.exact import Rows, Vectors, best_first
-from serving.exploration import ExplorationPreferences
+from serving.exploration import NO_EXPLORATION, ExplorationPreferences
 from serving.live import LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings
 from serving.pipeline import RankedList, RankRequest
 from serving.service import FeedService
-from serving.slate import SlatePreferences
+from serving.slate import NO_PREFERENCES, SlatePreferences
 from serving.state import Limits, Store, open_store
+from serving.state.protocol import DAY_MS
 
 NOW = 1_700_000_000_000
 #: Pages in order of score alone, as most tests want them.
-PLAIN = SlatePreferences(creator_cap=0, merchant_cap=0, brand_cap=0, product_cap=0)
+PLAIN = NO_PREFERENCES
+LIMITS = Limits(
+    history_steps=512,
+    seen_ttl_ms=90 * DAY_MS,
+    served_ttl_ms=DAY_MS,
+    session_ttl_ms=DAY_MS,
+    user_ttl_ms=365 * DAY_MS,
+    event_ttl_ms=30 * DAY_MS,
+)
+HTTP = HttpSettings(
+    max_body_bytes=1 << 20,
+    threads=8,
+    max_in_flight=128,
+    budget_ms=60_000,
+    page=True,
+    api_keys=(),
+    requests_per_second=0.0,
+    burst=20,
+)
 
 
 def videos_table(ids: Sequence[int | str], markets: bool = False) -> pa.Table:
@@ -185,13 +205,10 @@ def make_world(
     bundle: LiveBundle | None = None,
     *,
     slate: SlatePreferences = PLAIN,
-    exploration: ExplorationPreferences | None = None,
-    limits: Limits | None = None,
+    exploration: ExplorationPreferences = NO_EXPLORATION,
+    limits: Limits = LIMITS,
     **settings: int,
 ) -> World:
-    feed = FeedSettings(
-        slate=slate,
-        exploration=exploration or ExplorationPreferences(),
-        **{"page_size": 10, "candidates": 50} | settings,
-    )
-    return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits or Limits())
+    numbers = {"page_size": 10, "candidates": 50, "max_batch": 16, "max_queue": 256} | settings
+    feed = FeedSettings(slate=slate, exploration=exploration, **numbers)
+    return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits)

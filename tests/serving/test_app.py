@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from serving.app import HttpSettings, create_app
+from serving.app import create_app
 from serving.cursor import Cursor, CursorSigner
 from serving.edge import JsonLines
 from serving.live import NotReady
-from tests.serving.fake_world import NOW, World, fake_bundle, make_world
+from tests.serving.fake_world import HTTP, NOW, World, fake_bundle, make_world
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def client(world: World) -> Iterator[TestClient]:
 
 
 def serve(world: World, **settings: Any) -> TestClient:
-    return TestClient(create_app(world.service, HttpSettings(**settings)), raise_server_exceptions=False)
+    return TestClient(create_app(world.service, replace(HTTP, **settings)), raise_server_exceptions=False)
 
 
 def feed(client: TestClient, **body: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from data.history import history_from_records
 from data.schema import LABEL_BIT, LABELS
-from serving.app import HttpSettings, create_app
-from tests.serving.fake_world import NOW, World, make_world
+from serving.app import create_app
+from tests.serving.fake_world import HTTP, NOW, World, make_world
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def client(world: World) -> Iterator[TestClient]:
-    with TestClient(create_app(world.service, HttpSettings())) as client:
+    with TestClient(create_app(world.service, HTTP)) as client:
         yield client
 
 
@@ -52,10 +52,10 @@ def test_events_count_once_and_are_known_to_the_next_request(world: World, clien
 
 
 def test_events_outlive_the_process(world: World) -> None:
-    with TestClient(create_app(world.service, HttpSettings())) as client:
+    with TestClient(create_app(world.service, HTTP)) as client:
         send(client, impression("a"))
     world.restart()
-    with TestClient(create_app(world.service, HttpSettings())) as client:
+    with TestClient(create_app(world.service, HTTP)) as client:
         assert send(client, impression("a")).json() == {"accepted": 0, "duplicates": 1}
         client.post("/v1/feed", json={"user_id": 5})
     assert world.ranker.histories[-1] == [6]

@@ -1,6 +1,7 @@
 """Building a page: hard rules always hold, preferences hold or say so, propensities are exact."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.catalogue import CatalogueFacts
-from serving.exploration import ExplorationPreferences, distribution, split_pool
+from serving.exploration import NO_EXPLORATION, ExplorationPreferences, distribution, split_pool
 from serving.feed import Candidates, Page, Slot, build_page
 from serving.rules import Audience
 from serving.slate import Relaxation, SlatePreferences, traits_of
@@ -16,7 +17,6 @@ from tests.serving.fake_world import PLAIN, products_table, videos_table
 
 COUNT = 60
 FACTS = CatalogueFacts.of(videos_table(range(1, COUNT + 1), markets=True), products_table(COUNT))
-NO_EXPLORATION = ExplorationPreferences()
 ANYBODY = Audience()
 
 
@@ -68,6 +68,7 @@ EXPLORATIONS = st.builds(
     positions=st.sampled_from([(), (0,), (3,), (1, 4), (2, 5, 7)]),
     pool=st.integers(1, 40),
     uniform_share=st.sampled_from([0.1, 1.0]),
+    temperature=st.just(1.0),
 )
 
 
@@ -142,7 +143,7 @@ def test_without_preferences_a_page_is_the_best_in_order() -> None:
 
 def test_a_cap_moves_the_surplus_down_and_gives_way_only_at_the_end() -> None:
     same_creator = [1, 8, 15, 22, 29]  # 1 mod 7
-    page = page_of([*same_creator, 2, 4], 7, SlatePreferences(creator_cap=2, brand_cap=0, merchant_cap=0))
+    page = page_of([*same_creator, 2, 4], 7, replace(PLAIN, creator_cap=2, lookahead=60))
     assert rows_of(page) == [1, 8, 2, 4, 15, 22, 29]
     assert page.slots[4].rules == ("creator_cap",)
     assert page.relaxed == ["creator_cap"]
@@ -150,7 +151,7 @@ def test_a_cap_moves_the_surplus_down_and_gives_way_only_at_the_end() -> None:
 
 def test_lookahead_is_the_first_to_give_way() -> None:
     rows = [1, 8, 15, 22, 29, 3]
-    page = page_of(rows, 3, SlatePreferences(creator_cap=2, lookahead=2))
+    page = page_of(rows, 3, replace(PLAIN, creator_cap=2, lookahead=2))
     assert rows_of(page) == [1, 8, 3]
     assert page.slots[2].rules == ("lookahead",)
 
@@ -159,14 +160,14 @@ def test_lookahead_is_the_first_to_give_way() -> None:
 def test_the_share_of_shopping_videos_is_kept(least: float, most: float, expected: int) -> None:
     social, shopping = [1, 3, 5, 7, 9, 11, 13], [2, 4, 6, 8, 12]
     rows = social + shopping if least else shopping + social
-    slate = SlatePreferences(0, 0, 0, 0, min_shopping_share=least, max_shopping_share=most)
+    slate = SlatePreferences(0, 0, 0, 0, least, most, 60)
     shown = rows_of(page_of(rows, 5, slate))
     assert sum(row % 2 == 0 for row in shown) == expected
 
 
 def test_propensities_are_what_monte_carlo_finds() -> None:
-    exploration = ExplorationPreferences(positions=(1, 3), pool=12, uniform_share=0.4)
-    slate = SlatePreferences(creator_cap=2, merchant_cap=2, brand_cap=2, min_shopping_share=0.2)
+    exploration = ExplorationPreferences((1, 3), 12, 0.4, 1.0)
+    slate = SlatePreferences(2, 2, 2, 1, 0.2, 1.0, 60)
     draws = 4_000
     seen: Counter[tuple[int, int]] = Counter()
     stated: dict[tuple[int, int], float] = {}
@@ -187,7 +188,7 @@ def test_propensities_are_what_monte_carlo_finds() -> None:
 def test_a_distribution_sums_to_one_and_leaves_nobody_out(
     scores: list[float], share: float, temperature: float
 ) -> None:
-    preferences = ExplorationPreferences(uniform_share=share, temperature=temperature)
+    preferences = ExplorationPreferences((0,), 50, share, temperature)
     probabilities = distribution(scores, preferences)
     assert probabilities.sum() == pytest.approx(1.0)
     assert (probabilities >= share / len(scores) - 1e-12).all()
@@ -213,6 +214,6 @@ def test_sub_pools_share_nothing(videos: list[tuple[bool, list[int]]], wants: li
 
 def test_reserved_slots_stand_where_they_belong_and_count_towards_caps() -> None:
     campaign = Slot(row=8, score=0.0, source="campaign", propensity=1.0, rank=None, campaign_id="c1")
-    page = page_of([1, 15, 8, 2, 3], 4, SlatePreferences(creator_cap=2), reserved={1: campaign})
+    page = page_of([1, 15, 8, 2, 3], 4, replace(PLAIN, creator_cap=2, lookahead=60), reserved={1: campaign})
     assert rows_of(page) == [1, 8, 2, 3]  # 15 would be the third of creator 1
     assert page.slots[1].campaign_id == "c1"

@@ -58,11 +58,10 @@ def test_no_video_returns_whatever_happens(steps: list[tuple[str, int]], explore
         fake_bundle(80, name="bundle-b"),
         fake_bundle(40, name="bundle-c", markets=True),
     ]
-    exploration = ExplorationPreferences(positions=(1, 3) if explore else ())
+    exploration = ExplorationPreferences((1, 3) if explore else (), 20, 0.3, 1.0)
     with tempfile.TemporaryDirectory() as folder:
-        world = make_world(
-            Path(folder), bundles[0], slate=SlatePreferences(), exploration=exploration, candidates=7
-        )
+        slate = SlatePreferences(2, 3, 4, 1, 0.0, 1.0, 30)
+        world = make_world(Path(folder), bundles[0], slate=slate, exploration=exploration, candidates=7)
         cursor: str | None = None
         asked: list[tuple[str | None, int, list[int | str]]] = []
         shown: list[int | str] = []

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from serving.state.protocol import (
     id_from_key,
     id_key,
 )
+from tests.serving.fake_world import LIMITS
 
 NOW = 1_700_000_000_000
 
@@ -43,7 +45,7 @@ class Opener:
         self.stores: list[Store] = []
 
     def __call__(self, limits: Limits | None = None) -> Store:
-        store = open_store(self.url, limits or Limits())
+        store = open_store(self.url, limits or LIMITS)
         self.stores.append(store)
         return store
 
@@ -158,7 +160,7 @@ def test_an_event_id_counts_once_even_within_one_batch(opener: Opener) -> None:
 
 
 def test_steps_are_ordered_and_bounded(opener: Opener) -> None:
-    store = opener(Limits(history_steps=3))
+    store = opener(replace(LIMITS, history_steps=3))
     store.accept([impression("late", at=NOW + 3, video=3), impression("early", at=NOW + 1, video=1)])
     store.accept(
         [impression("action", at=NOW + 3, video=2, kind="action"), impression("mid", at=NOW + 2, video=2)]
@@ -170,7 +172,7 @@ def test_steps_are_ordered_and_bounded(opener: Opener) -> None:
 
 
 def test_marks_are_kept_apart_bounded_and_newest_last(opener: Opener) -> None:
-    store = opener(Limits(marks_per_kind=2))
+    store = opener(replace(LIMITS, marks_per_kind=2))
     for number in range(4):
         marks = ((Mark.hidden_creator, number), (Mark.hidden_video, "v"))
         store.accept([impression(f"e{number}", at=NOW + number, marks=marks)])
@@ -187,7 +189,7 @@ def test_ids_keep_their_type(opener: Opener) -> None:
 
 
 def test_seen_and_served_are_forgotten_by_age_but_not_before(opener: Opener) -> None:
-    store = opener(Limits(seen_ttl_ms=10 * DAY_MS, served_ttl_ms=2 * DAY_MS, session_ttl_ms=DAY_MS))
+    store = opener(replace(LIMITS, seen_ttl_ms=10 * DAY_MS, served_ttl_ms=2 * DAY_MS, session_ttl_ms=DAY_MS))
     store.accept([impression("a", video=1)])
     store.commit_page(page(S1, 0, [2]))
     later = store.user(1, NOW + 2 * DAY_MS)
@@ -251,7 +253,7 @@ def test_a_page_out_of_place_is_refused(opener: Opener, bad: PageRecord) -> None
 
 
 def test_sweep_forgets_what_is_old_and_only_that(opener: Opener) -> None:
-    store = opener(Limits(session_ttl_ms=DAY_MS, event_ttl_ms=DAY_MS, user_ttl_ms=5 * DAY_MS))
+    store = opener(replace(LIMITS, session_ttl_ms=DAY_MS, event_ttl_ms=DAY_MS, user_ttl_ms=5 * DAY_MS))
     store.accept([impression("old"), impression("new", at=NOW + 2 * DAY_MS)])
     store.commit_page(page(S1, 0, [1]))
     store.commit_page(page(S2, 0, [2], at=NOW + 2 * DAY_MS))
@@ -264,7 +266,7 @@ def test_sweep_forgets_what_is_old_and_only_that(opener: Opener) -> None:
 
 
 def test_warming_gives_history_and_seen_videos_from_now_on(opener: Opener) -> None:
-    store = opener(Limits(history_steps=2))
+    store = opener(replace(LIMITS, history_steps=2))
     assert store.is_empty()
     old = NOW - 400 * DAY_MS
     steps = [Step(video, old + video, 1, 1) for video in (3, 1, 2)]
@@ -286,9 +288,10 @@ def test_a_closed_store_is_unavailable(opener: Opener) -> None:
 
 _KILLED = """
 import sys
-from serving.state import Limits, open_store
+from serving.state import open_store
 from serving.state.protocol import EventRecord
-store = open_store(sys.argv[1], Limits())
+from tests.serving.fake_world import LIMITS
+store = open_store(sys.argv[1], LIMITS)
 for number in range(100_000):
     store.accept([EventRecord(event_id=f"e{number}", kind="impression", user_id=1, video_id=number,
                               time_ms=number, received_ms=number)])
@@ -321,7 +324,7 @@ def test_what_was_acknowledged_survives_sigkill(
 
 
 def test_sqlite_refuses_a_write_to_a_full_disk_and_recovers(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tmp_path}/state.db", Limits())
+    store = open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
     store.accept([impression("a")])
     store._writer.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
     big = "x" * 100_000
@@ -346,18 +349,18 @@ def test_sqlite_refuses_a_write_to_a_full_disk_and_recovers(tmp_path: Path) -> N
 )
 def test_a_store_url_that_makes_no_sense_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="store="):
-        open_store(url, Limits())
+        open_store(url, LIMITS)
 
 
 def test_a_redis_that_does_not_answer_is_refused() -> None:
     with pytest.raises(ConfigError, match="start redis-server"):
-        open_store("redis://127.0.0.1:1/0", Limits())
+        open_store("redis://127.0.0.1:1/0", LIMITS)
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.db").write_bytes(b"junk" * 1000)
     with pytest.raises(ConfigError, match="not a database"):
-        open_store(f"sqlite:///{tmp_path}/junk.db", Limits())
+        open_store(f"sqlite:///{tmp_path}/junk.db", LIMITS)
 
 
 @given(st.integers(-(2**63), 2**63 - 1) | st.text())

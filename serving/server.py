@@ -1,0 +1,159 @@
+"""``shopreel serve``: bundles, store and application put together, under uvicorn."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from data.contract import check_types
+from data.dataset import Dataset, read_info
+from data.errors import ConfigError
+from serving.app import create_app
+from serving.edge import JsonLines
+from serving.live import Deployment, load_bundle
+from serving.metrics import Metrics
+from serving.server_config import LOG, NOW, Device, ServeConfig, moment_ms
+from serving.service import FeedService, wall_clock_ms
+from serving.state import Store, open_store
+from serving.state.protocol import StoreUnavailable
+from serving.warm import log_end_ms, rules_of_bundle, warm_store
+
+CONFIG = ServeConfig
+logger = logging.getLogger("shopreel.server")
+#: Seconds between two sweeps of the store.
+SWEEP_S = 60.0
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until stopped; requests in hand are answered first."""
+    log_as_json()
+    if config.model_threads:
+        torch.set_num_threads(config.model_threads)
+    store = open_store(config.store, config.limits())
+    try:
+        clock_ms = _clock(config)
+        _warm(config, store, clock_ms)
+        with _service(config, store, clock_ms) as service:
+            app = create_app(service, config.http_settings())
+            _listen(config, uvicorn.Config(
+                app,
+                host=config.host,
+                port=config.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=config.http.shutdown_s,
+            ))  # fmt: skip
+    finally:
+        store.close()
+
+
+def log_as_json() -> None:
+    """Send all logs to standard error, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> Iterator[FeedService]:
+    """The service on a deployment that follows ``CURRENT``, with a thread that sweeps the store."""
+    metrics = Metrics()
+    load = partial(load_bundle, device=_device(config.device))
+    deployment = Deployment(config.bundles, load, metrics, poll_s=config.poll_s)
+    deployment.start()
+    secret = None if config.cursor_secret is None else config.cursor_secret.encode()
+    settings = config.feed_settings()
+    service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms)
+    stop = threading.Event()
+    sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
+    sweeper.start()
+    try:
+        yield service
+    finally:
+        stop.set()
+        sweeper.join()
+        deployment.close()
+        service.close()
+
+
+def _listen(config: ServeConfig, settings: uvicorn.Config) -> None:
+    try:
+        socket = settings.bind_socket()
+    except SystemExit:  # uvicorn's way to say that the address is taken
+        raise ConfigError(f"host={config.host} port={config.port}: in use, or not an address here") from None
+    host, port = socket.getsockname()[:2]
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    logger.info("listening on %s", where, extra={"url": where, "page": config.http.page})
+    print(f"shopreel serves at {where}   (Ctrl-C ends it)", flush=True)
+    uvicorn.Server(settings).run(sockets=[socket])
+    logger.info("stopped: every request in hand was answered")
+
+
+def _clock(config: ServeConfig) -> Callable[[], int]:
+    """The server's clock: the wall's, or one that runs on from ``as_of``."""
+    if config.as_of == NOW:
+        return wall_clock_ms
+    if config.as_of == LOG:
+        begin_ms = log_end_ms(_log(config), memory_limit_gb=config.memory_limit_gb)
+    else:
+        begin_ms = moment_ms("as_of", config.as_of)
+    offset_ms = begin_ms - wall_clock_ms()
+    return lambda: wall_clock_ms() + offset_ms
+
+
+def _warm(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> None:
+    if config.warm_from is None:
+        return
+    try:
+        if not store.is_empty():
+            logger.info("the store knows users already; warm_from is left alone")
+            return
+        started = time.monotonic()
+        until = config.warm_until
+        count = warm_store(
+            store,
+            _log(config),
+            rules_of_bundle(config.bundles),
+            until_ms=None if until is None else moment_ms("warm_until", until),
+            now_ms=clock_ms(),
+            history_steps=config.memory.history_steps,
+            memory_limit_gb=config.memory_limit_gb,
+        )
+    except StoreUnavailable as error:
+        raise ConfigError(f"store={config.store}: {error}") from None
+    logger.info("warmed %d users from %s in %.1f s", count, config.warm_from, time.monotonic() - started)
+
+
+def _log(config: ServeConfig) -> Dataset:
+    path = Path(config.warm_from or "")
+    dataset = Dataset(path, read_info(path))
+    check_types(dataset)
+    return dataset
+
+
+def _sweep(service: FeedService, stop: threading.Event) -> None:
+    while not stop.wait(SWEEP_S):
+        try:
+            gone = service.sweep()
+        except Exception:
+            logger.exception("sweeping the store failed; it is tried again")
+        else:
+            logger.info("swept the store", extra={"rows": gone})
+
+
+def _device(device: Device) -> str:
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda, but torch sees no CUDA device; use device=auto, or run shopreel doctor"
+        )
+    return "cuda" if device is not Device.cpu and torch.cuda.is_available() else "cpu"
