@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -29,29 +30,44 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     with a ``GROUPS`` attribute (``{group: {name: dataclass}}``) registers the schemas of its config
     groups as ``<group>/<name>_schema``. Raises :class:`ConfigError` with the key and the mend.
     """
-    store = ConfigStore.instance()
-    store.store(name=f"{command}_schema", node=config_class)
-    for group, schemas in getattr(config_class, "GROUPS", {}).items():
-        for name, schema in schemas.items():
-            store.store(group=group, name=f"{name}_schema", node=schema)
     words = [_override(command, word) for word in overrides]
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module(CONFIGS, version_base="1.3", job_name=command):
-            config = hydra_compose(command, overrides=words)
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            example = " ".join(f"{key}=…" for key in missing)
-            raise ConfigError(f"needs {example}; see shopreel {command} --help")
-        for key in _strangers(config, ""):
-            raise ConfigError(_unknown(command, key))
-        result = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(command, error)) from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    with _registered(command, config_class):
+        try:
+            with initialize_config_module(CONFIGS, version_base="1.3", job_name=command):
+                config = hydra_compose(command, overrides=words)
+            missing = sorted(OmegaConf.missing_keys(config))
+            if missing:
+                example = " ".join(f"{key}=…" for key in missing)
+                raise ConfigError(f"needs {example}; see shopreel {command} --help")
+            for key in _strangers(config, ""):
+                raise ConfigError(_unknown(command, key))
+            result = OmegaConf.to_object(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(command, error)) from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     assert isinstance(result, config_class)
     return result
+
+
+@contextmanager
+def _registered(command: str, config_class: type) -> Iterator[None]:
+    """The command's schemas in Hydra's store, which is global: they are taken out again at the end."""
+    store = ConfigStore.instance()
+    schemas = [("", command, config_class)]
+    for group, options in getattr(config_class, "GROUPS", {}).items():
+        schemas += [(group, name, schema) for name, schema in options.items()]
+    for group, name, schema in schemas:
+        store.store(group=group or None, name=f"{name}_schema", node=schema)
+    try:
+        yield
+    finally:
+        for group, name, _ in schemas:
+            folder = store.repo
+            for part in group.split("/") if group else ():
+                folder = folder[part]
+            del folder[f"{name}_schema.yaml"]
 
 
 def _override(command: str, word: str) -> str:
