@@ -6,7 +6,7 @@ from datetime import datetime
 import ibis
 import ibis.expr.types as ir
 
-from data.contract import EARLIEST
+from data.contract_values import EARLIEST
 from data.readers.report import TableReport
 from data.readers.staging import Staging
 

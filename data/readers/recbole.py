@@ -10,7 +10,7 @@ from typing import NamedTuple
 import ibis
 import ibis.expr.types as ir
 
-from data.contract import EARLIEST
+from data.contract_values import EARLIEST
 from data.dataset import DatasetInfo
 from data.errors import ConfigError, ContractError
 from data.readers.draft import Draft, ReaderOptions

@@ -20,6 +20,7 @@ from data.errors import ContractError
 
 #: Rows of one raw file are numbered below this, so that ``line`` orders the rows of all files.
 LINES_PER_FILE = 1 << 50
+HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,8 @@ def read_header(file: Path, layout: TextFormat) -> list[str]:
     """The column names in the first line of ``file`` (plain or .gz); raises where there is none."""
     opened = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rt", encoding=layout.encoding, newline="") as text:
-            first = text.readline().removeprefix("\ufeff").rstrip("\r\n")
+        with opened(file, "rb") as text:
+            first = text.readline(HEADER_BYTES).decode(layout.encoding).removeprefix("\ufeff").rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ContractError(f"{file}, line 1: not readable as text ({error}); copy it again") from None
     names = first.split(layout.delimiter) if first else []

@@ -9,7 +9,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.contract import TIMES
+from data.contract_values import TIMES
 from data.errors import ConfigError
 from data.readers.draft import Draft
 from data.readers.staging import Staging
