@@ -52,7 +52,10 @@ class Session:
 
     def table(self, expression: ir.Table) -> pa.Table:
         """The whole result, in memory: for small ones."""
-        return self.backend.to_pyarrow(expression)
+        batches = list(self.batches(expression))
+        return pa.Table.from_batches(
+            batches, batches[0].schema if batches else expression.schema().to_pyarrow()
+        )
 
     def batches(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
         """The result in its order, a batch at a time, however long it is."""
@@ -63,7 +66,8 @@ class Session:
         out = Path(tempfile.mkdtemp(dir=self.scratch)) / "rows"
         self.backend.to_parquet(expression, str(out))
         for part in sorted(out.glob("part-*.parquet")):  # a sorted result lies in the order of its parts
-            yield from pq.ParquetFile(part).iter_batches(BATCH_ROWS)
+            with pq.ParquetFile(part) as file:
+                yield from file.iter_batches(BATCH_ROWS)
         shutil.rmtree(out)
 
 
@@ -114,7 +118,7 @@ def _spark(scratch: Path, memory_limit_gb: float, threads: int) -> Any:
             .config("spark.driver.memory", f"{max(int(memory_limit_gb * 1024), 512)}m")
             .config("spark.local.dir", str(scratch))
             .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
-            .config("spark.sql.shuffle.partitions", "8")
+            .config("spark.sql.shuffle.partitions", str(2 * threads or 8))
             .config("spark.ui.enabled", "false")
         )
     try:

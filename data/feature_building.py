@@ -123,8 +123,9 @@ def _feature(  # noqa: PLR0917
     if not multiple and (is_number(array.type) or (table, name) in _AMOUNTS):
         by = _AMOUNT_UNITS.get((table, name))
         by = by if by in trained.column_names else None
-        edges = _edges(numbers(array), column(trained, by) if by else None, settings.buckets)
-        if not any(edges.values()):
+        amounts = numbers(array)
+        edges = _edges(amounts, column(trained, by) if by else None, settings.buckets)
+        if not any(edges.values()) and not np.isnan(amounts).any():
             return "one value throughout"
         rows = max(map(len, edges.values())) + 2
         return replace(base, encoder=Encoder.buckets, rows=rows, edges=edges, edges_by=by)

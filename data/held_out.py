@@ -92,11 +92,10 @@ def held_out_requests(
     video with ``gain`` true in the split that was not seen before, known to ``rows.catalogue`` or not.
     The request's time and surface are those of the user's first impression in the split. A user whom
     ``rows.users`` lacks has row 0, but a history all the same. A batch may hold no request.
-    ``gain`` must be a label, else :class:`ConfigError`; None gives every user with an impression in the
-    split, all without truth.
+    ``gain`` is a label, or ``any`` for every label but hide, else :class:`ConfigError`; None gives every
+    user with an impression in the split, all without truth.
     """
-    if gain is not None and gain not in LABEL_BIT:
-        raise ConfigError(f"gain={gain}: choose one of {', '.join(LABELS)}")
+    mask = None if gain is None else gain_mask(gain)
     rank = split_rank(split_name)
     if rank == TRAIN:
         raise ConfigError("split=train: the training split holds nothing out; choose validation or test")
@@ -110,7 +109,7 @@ def held_out_requests(
         )
         translate = _Translation(own, rows, f"{split_name}:")
         for block in stream(session, log, own, block_records=_BLOCK_RECORDS):
-            yield _batch(block, rank, gain and LABEL_BIT[gain], translate, limit)
+            yield _batch(block, rank, mask, translate, limit)
 
 
 def truth_of_split(
@@ -128,6 +127,15 @@ def truth_of_split(
     )
     schema = truth_schema(rows.users.type, rows.catalogue.type)
     return pa.concat_tables([schema.empty_table(), *(batch.truth for batch in batches)])
+
+
+def gain_mask(gain: str) -> int:
+    """The labels of ``gain`` as a mask; :class:`ConfigError` for anything but a label or ``any``."""
+    if gain == "any":
+        return sum(bit for label, bit in LABEL_BIT.items() if label != "hide")
+    if gain not in LABEL_BIT:
+        raise ConfigError(f"gain={gain}: choose one of {', '.join(LABELS)}, any")
+    return LABEL_BIT[gain]
 
 
 def unseen_impressions(block: Block, rank: int) -> npt.NDArray[np.bool_]:
@@ -164,19 +172,17 @@ class _Translation:
         return pc.binary_join_element_wise(self.prefix, self.own.users.ids(user).cast(pa.string()), "")
 
 
-def _batch(
-    block: Block, rank: int, bit: int | None, translate: _Translation, limit: int
-) -> HeldOutRequests:
+def _batch(block: Block, rank: int, gain: int | None, translate: _Translation, limit: int) -> HeldOutRequests:
     bounds = block.user_bounds()
     number = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     unseen = unseen_impressions(block, rank)
-    positive = np.flatnonzero(unseen & ((block.true & (bit or 0)) > 0))
+    positive = np.flatnonzero(unseen & ((block.true & (gain or 0)) > 0))
     history_end = bounds[:-1] + np.bincount(number[block.rank < rank], minlength=len(bounds) - 1)
     in_split = np.flatnonzero((block.rank == rank) & ~block.is_action)
     first = np.full(len(bounds) - 1, -1)
     first[number[in_split[::-1]]] = in_split[::-1]
     present = np.flatnonzero(first >= 0)
-    chosen = present if bit is None else np.unique(number[positive])
+    chosen = present if gain is None else np.unique(number[positive])
     video_row = translate.video_row[block.video]
     requests, seen = [], []
     for user in chosen.tolist():

@@ -58,14 +58,14 @@ class AttributionConfig:
     """Windows after an impression: minutes for all labels, days for those named."""
 
     default_minutes: float
-    days: dict[str, float]
+    days: dict[str, float | None]
     horizon: Horizon
 
     def __post_init__(self) -> None:
         for label, window in self.days.items():
             if label not in LABELS:
                 raise ConfigError(f"attribution.days.{label}: no label; choose of {', '.join(LABELS)}")
-            if window <= 0:
+            if window is not None and window <= 0:
                 raise ConfigError(f"attribution.days.{label}={window} is not above 0")
         if self.default_minutes <= 0:
             raise ConfigError(f"attribution.default_minutes={self.default_minutes} is not above 0")
@@ -155,9 +155,8 @@ def open_log(session: Session, dataset: Dataset, config: PrepareConfig) -> Log:
         zone=time_zone(dataset.info.time_zone), last_ms=extent.last_impression_ms,
         ordered=dataset.info.ordered,
     )  # fmt: skip
-    attribution = Attribution.of(
-        default_minutes=config.attribution.default_minutes, days=config.attribution.days
-    )
+    days = {label: window for label, window in config.attribution.days.items() if window is not None}
+    attribution = Attribution.of(default_minutes=config.attribution.default_minutes, days=days)
     log = Log(dataset, extent, split, attribution, config.attribution.horizon is Horizon.split)
     _refuse_empty(log, count_impressions(session, log))
     return log
