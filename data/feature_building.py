@@ -77,7 +77,7 @@ def build_spec(
     return built
 
 
-def _add_table(  # noqa: PLR0917 (one call site each)
+def _add_table(
     built: BuiltFeatures,
     table: str,
     side: Side,
@@ -105,7 +105,7 @@ def _add_table(  # noqa: PLR0917 (one call site each)
             built.spec = FeatureSpec((*built.spec.bags, feature), built.spec.dense)
 
 
-def _feature(  # noqa: PLR0917
+def _feature(
     table: str, name: str, side: Side, trained: pa.Table, settings: FeatureSettings, built: BuiltFeatures
 ) -> BagFeature | DenseFeature | str:
     """The feature of one column, its vocabulary put into ``built``; or why it is none."""
