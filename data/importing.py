@@ -150,7 +150,7 @@ def _steps(backend: Backend) -> Iterator[Callable[[str], None]]:
     class QueryProgress(TaskProgressColumn):
         def render(self, task: Task) -> Text:
             if not task.finished and (share := backend.progress()) is not None:
-                task.completed = 100 * share
+                task.completed = max(task.completed, 100 * share)
             return super().render(task)
 
     bar = Progress(

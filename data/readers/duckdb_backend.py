@@ -35,6 +35,9 @@ class DuckDBBackend:
         self._ibis = session.backend
         self._connection = session.backend.con
         self._connection.execute("set preserve_insertion_order = true")
+        # Without the first there is nothing to ask for; without the second DuckDB prints a bar of its own.
+        self._connection.execute("set enable_progress_bar = true")
+        self._connection.execute("set enable_progress_bar_print = false")
 
     def progress(self) -> float | None:
         """How much of the running query is done, 0 … 1; None where it cannot be told."""
