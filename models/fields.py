@@ -1,0 +1,41 @@
+"""Field embeddings: every feature of a ``FeatureSpec`` side keeps a vector of its own.
+
+Axes: N videos or users, F fields, D dimensions of the result.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.embeddings import FeatureBatch
+
+
+class FieldEncoder(nn.Module):
+    """Mean-pooled bags and dense vectors, side by side, then one projection to ``[N, D]``."""
+
+    def __init__(
+        self, rows: dict[str, int], dense: dict[str, int], field_dim: int, dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.tables = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(count, field_dim) * 0.05) for name, count in rows.items()}
+        )
+        self.dense = nn.ModuleDict({name: nn.Linear(width, field_dim) for name, width in dense.items()})
+        self.dropout = nn.Dropout(dropout)
+        self.default = nn.Parameter(torch.zeros(dim))
+        fields = len(rows) + len(dense)
+        self.out = nn.Linear(fields * field_dim, dim, bias=False) if fields else None
+
+    def forward(self, features: FeatureBatch) -> Tensor:
+        """``[N, D]``; a side without features gives the learned default."""
+        parts = [
+            F.embedding_bag(features.bags[name][0], weight, features.bags[name][1], mode="mean",
+                            include_last_offset=True)
+            if features.bags[name][0].numel() else weight.new_zeros(features.size, weight.shape[1])
+            for name, weight in self.tables.items()
+        ]  # fmt: skip
+        parts += [layer(features.dense[name]) for name, layer in self.dense.items()]
+        if self.out is None:
+            return self.default.expand(features.size, -1)
+        encoded: Tensor = self.out(self.dropout(torch.cat(parts, dim=1))) + self.default
+        return encoded

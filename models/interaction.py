@@ -1,0 +1,85 @@
+"""How the ranker lets features meet: attention of the candidate over the history, cross layers, experts.
+
+Axes: B requests, K candidates, S history steps, D width, H heads, W width of the joint input, T heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CandidateAttention(nn.Module):
+    """The candidate asks the history: multi-head attention with a learned empty step.
+
+    The empty step is always there, so a user without history, or without anything related, has a
+    well-defined answer. Keys and values belong to the user and are computed once per request.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of heads {heads}")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.empty = nn.Parameter(torch.zeros(2 * width))
+        self.out = nn.Linear(width, width, bias=False)
+
+    def remember(self, step_BSD: Tensor) -> Tensor:
+        """Keys and values ``[B, S + 1, 2D]``, the empty step last."""
+        empty = self.empty.expand(step_BSD.shape[0], 1, -1)
+        return torch.cat([self.key_value(step_BSD), empty], dim=1)
+
+    def forward(self, candidate_BKD: Tensor, memory_BSE: Tensor, valid_BS: Tensor) -> Tensor:
+        """``[B, K, D]``; ``valid_BS`` [B, S] marks real steps."""
+        batch, candidates, width = candidate_BKD.shape
+
+        def split(t: Tensor) -> Tensor:
+            return t.view(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
+
+        key, value = memory_BSE.chunk(2, dim=-1)
+        valid = torch.cat([valid_BS, valid_BS.new_ones(batch, 1)], dim=1)[:, None, None]
+        attended = F.scaled_dot_product_attention(
+            split(self.query(candidate_BKD)), split(key), split(value), attn_mask=valid
+        )
+        out: Tensor = self.out(attended.transpose(1, 2).reshape(batch, candidates, width))
+        return out
+
+
+class CrossLayers(nn.Module):
+    """DCNv2 with low-rank weights (Wang 2021): x₍ₗ₊₁₎ = x₀ ⊙ (U V xₗ + b) + xₗ, ``[…, W] → […, W]``."""
+
+    def __init__(self, width: int, rank: int, layers: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(layers))
+        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cross the input with itself, layer by layer."""
+        crossed = x
+        for down, up in zip(self.down, self.up, strict=True):
+            crossed = x * up(down(crossed)) + crossed
+        return crossed
+
+
+class Experts(nn.Module):
+    """Multi-gate mixture of experts (MMoE, Ma 2018): ``[…, W] → […, T, hidden]``."""
+
+    def __init__(self, width: int, hidden: int, experts: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, 2 * hidden), nn.GELU(), nn.Dropout(dropout),
+                nn.Linear(2 * hidden, hidden), nn.GELU(),
+            )
+            for _ in range(experts)
+        )  # fmt: skip
+        self.gates = nn.Linear(width, heads * experts)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One mixture per head."""
+        said = torch.stack([expert(x) for expert in self.experts], dim=-2)
+        gate = self.gates(x).unflatten(-1, (self.heads, len(self.experts))).softmax(-1)
+        mixed: Tensor = gate @ said
+        return mixed

@@ -1,0 +1,184 @@
+"""The multi-task ranker: one user, many candidates, a probability per step from watching to buying.
+
+The per-user part (:meth:`Ranker.encode_users`) runs once per request, the per-candidate part
+(:meth:`Ranker.score`) for every candidate on its own: nothing in it looks at another candidate.
+
+Axes: B requests, S history steps, K candidates, T tasks, D width, F and G statistics.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.schema import LABELS
+from models.embeddings import FeatureBatch
+from models.fields import FieldEncoder
+from models.interaction import CandidateAttention, CrossLayers, Experts
+from models.sequence import GAP_BUCKETS, WATCH_BUCKETS, Steps, log_bucket
+
+#: Width of the embeddings of surface, market and hour.
+CONTEXT_DIM = 8
+HOURS = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerShape:
+    """Everything that fixes the parameters of a :class:`Ranker`; stored beside its weights.
+
+    ``parents[t]`` is the funnel step that task t is conditional on, −1 for none. ``watch_bins`` 0 and
+    ``order_value`` false leave those heads out. ``positions``: slots with a bias of their own in training.
+    """
+
+    video_rows: dict[str, int]
+    video_dense: dict[str, int]
+    user_rows: dict[str, int]
+    user_dense: dict[str, int]
+    surfaces: int
+    markets: int
+    tasks: tuple[str, ...]
+    parents: tuple[int, ...]
+    watch_bins: int
+    watch_groups: int
+    order_value: bool
+    positions: int
+    user_statistics: int
+    candidate_statistics: int
+    field_dim: int
+    dim: int
+    heads: int
+    cross_layers: int
+    cross_rank: int
+    experts: int
+    hidden: int
+    dropout: float
+    use_time: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "RankerShape":
+        """Rebuild a shape; unknown or missing keys raise ``TypeError``."""
+        return cls(**(value | {"tasks": tuple(value["tasks"]), "parents": tuple(value["parents"])}))
+
+
+@dataclass(slots=True)
+class UserState:
+    """What :meth:`Ranker.encode_users` computed once: user ``[B, U]``, memory of the history, valid steps."""
+
+    user_BU: Tensor
+    memory_BSE: Tensor
+    valid_BS: Tensor
+
+
+@dataclass(slots=True)
+class Scores:
+    """Raw heads: task logits ``[B, K, T]`` (conditional on the parent), watch ``[B, K, Q − 1]`` and order
+    value ``[B, K, 2]``, None without that head.
+    """
+
+    task_BKT: Tensor
+    watch_BKE: Tensor | None
+    order_BK2: Tensor | None
+
+
+class Ranker(nn.Module):
+    """Fields, history attention, statistics → cross layers → experts → heads."""
+
+    user_mean: Tensor
+    user_scale: Tensor
+    candidate_mean: Tensor
+    candidate_scale: Tensor
+
+    def __init__(self, shape: RankerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        dim = shape.dim
+        self.videos = FieldEncoder(shape.video_rows, shape.video_dense, shape.field_dim, dim, shape.dropout)
+        self.users = FieldEncoder(shape.user_rows, shape.user_dense, shape.field_dim, dim, shape.dropout)
+        self.outcome = nn.Linear(2 * len(LABELS), dim, bias=False)
+        self.watch_embedding = nn.Embedding(WATCH_BUCKETS, dim)
+        self.recency_embedding = nn.Embedding(GAP_BUCKETS, dim)
+        self.step_surface_embedding = nn.Embedding(shape.surfaces, dim)
+        self.step_norm = nn.LayerNorm(dim)
+        self.attention = CandidateAttention(dim, shape.heads)
+        self.surface_embedding = nn.Embedding(shape.surfaces, CONTEXT_DIM)
+        self.market_embedding = nn.Embedding(shape.markets, CONTEXT_DIM)
+        self.hour_embedding = nn.Embedding(HOURS, CONTEXT_DIM)
+        for name, width in (("user", shape.user_statistics), ("candidate", shape.candidate_statistics)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_scale", torch.ones(width))
+        for table in (self.watch_embedding, self.recency_embedding, self.step_surface_embedding,
+                      self.surface_embedding, self.market_embedding, self.hour_embedding):  # fmt: skip
+            nn.init.normal_(table.weight, std=0.02)
+        width = 4 * dim + 3 * CONTEXT_DIM + shape.user_statistics + shape.candidate_statistics
+        self.norm = nn.LayerNorm(width)
+        self.cross = CrossLayers(width, shape.cross_rank, shape.cross_layers)
+        heads = len(shape.tasks) + (shape.watch_bins > 0) + shape.order_value
+        self.experts = Experts(width, shape.hidden, shape.experts, heads, shape.dropout)
+        self.task_out = nn.Parameter(torch.randn(len(shape.tasks), shape.hidden) * shape.hidden**-0.5)
+        self.task_bias = nn.Parameter(torch.zeros(len(shape.tasks)))
+        self.wide = nn.Linear(width, len(shape.tasks), bias=False)
+        nn.init.zeros_(self.wide.weight)
+        self.watch_out = nn.Linear(shape.hidden, shape.watch_bins - 1) if shape.watch_bins else None
+        self.order_out = nn.Linear(shape.hidden, 2) if shape.order_value else None
+        # row 0 = unknown position, which is what serving always has
+        self.position_embedding = nn.Embedding(shape.positions + 1, len(shape.tasks), padding_idx=0)
+        nn.init.zeros_(self.position_embedding.weight)
+
+    def encode_videos(self, features: FeatureBatch) -> Tensor:
+        """Video vectors ``[N, D]``: constant between trainings, so serving computes them once."""
+        out: Tensor = self.videos(features)
+        return out
+
+    def encode_users(
+        self, features: FeatureBatch, steps: Steps, now_ms_B: Tensor, video_ND: Tensor,
+        statistics_BF: Tensor, surface_B: Tensor, market_B: Tensor, hour_B: Tensor,
+    ) -> UserState:  # fmt: skip
+        """The per-user part. ``steps.video_BS`` are rows of ``video_ND``; unknown user features are row 0."""
+        context_BC = torch.cat(
+            [self.surface_embedding(surface_B), self.market_embedding(market_B), self.hour_embedding(hour_B)],
+            dim=1,
+        )
+        statistics_BF = (statistics_BF - self.user_mean) * self.user_scale
+        user_BU = torch.cat([self.users(features), context_BC, statistics_BF], dim=1)
+        bit = torch.arange(len(LABELS), device=now_ms_B.device)
+        actions, known = (
+            (mask[..., None] >> bit & 1).to(video_ND.dtype) for mask in (steps.actions_BS, steps.known_BS)
+        )
+        age = steps.length_B[:, None] - 1 - torch.arange(steps.video_BS.shape[1], device=now_ms_B.device)
+        if self.shape.use_time:
+            age = (now_ms_B[:, None] - steps.time_ms_BS) // 1000
+        step_BSD = (
+            video_ND[steps.video_BS]
+            + self.outcome(torch.cat([actions, known * (1 - actions)], -1))
+            + self.watch_embedding(log_bucket(steps.watch_ms_BS, WATCH_BUCKETS))
+            + self.recency_embedding(log_bucket(age.clamp_min(0), GAP_BUCKETS))
+            + self.step_surface_embedding(steps.surface_BS)
+        )
+        valid_BS = torch.arange(step_BSD.shape[1], device=now_ms_B.device) < steps.length_B[:, None]
+        return UserState(user_BU, self.attention.remember(self.step_norm(step_BSD)), valid_BS)
+
+    def score(
+        self, user: UserState, video_BKD: Tensor, statistics_BKG: Tensor, position_BK: Tensor | None = None
+    ) -> Scores:
+        """The per-candidate part. ``position_BK`` (−1 unknown) is for training only: serving has none."""
+        dim = self.shape.dim
+        user_BKU = user.user_BU[:, None].expand(-1, video_BKD.shape[1], -1)
+        history_BKD = self.attention(video_BKD, user.memory_BSE, user.valid_BS)
+        statistics_BKG = (statistics_BKG - self.candidate_mean) * self.candidate_scale
+        x = torch.cat(
+            [user_BKU, video_BKD, history_BKD, user_BKU[..., :dim] * video_BKD, statistics_BKG], dim=-1
+        )
+        x = self.cross(self.norm(x.clamp(-8.0, 8.0)))
+        mixed = self.experts(x)
+        tasks = len(self.shape.tasks)
+        logit = (mixed[..., :tasks, :] * self.task_out).sum(-1) + self.task_bias + self.wide(x)
+        if position_BK is not None:
+            logit = logit + self.position_embedding((position_BK + 1).clamp(0, self.shape.positions))
+        watch = self.watch_out(mixed[..., tasks, :]) if self.watch_out is not None else None
+        order = self.order_out(mixed[..., -1, :]) if self.order_out is not None else None
+        return Scores(logit, watch, order)
