@@ -139,6 +139,8 @@ def _feature(
     if distinct >= limit:
         return replace(base, encoder=Encoder.hash, rows=limit, salt=_salt(unique), multiple=multiple)
     vocabulary = Vocabulary.build(values, min_count=1 if _is_identity(name) else settings.min_count)
+    if len(vocabulary) == 1:
+        return f"no value occurs {settings.min_count} times among training rows"
     built.vocabularies[unique] = vocabulary
     return replace(base, rows=len(vocabulary), multiple=multiple)
 

@@ -255,7 +255,8 @@ def _impressions(session: Session, log: Log, rows: Rows, events: ir.Table) -> ir
         "order_value_minor": _amount(events, "order_value_minor"),
         "request_id": events.request_id if "request_id" in events.columns else ibis.null("string"),
     }
-    table = events.mutate(**columns)
+    named = [name for name in ("surface", "market") if name in events.columns]
+    table = events.select("user_id", "video_id", *named, **columns)
     for name, vocabulary in (("surface", rows.surfaces), ("market", rows.markets)):
         if name in events.columns and len(vocabulary) > 1:
             lookup = session.lookup(pa.table({name: vocabulary.known, "row": _rows_of(vocabulary)}))

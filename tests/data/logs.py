@@ -106,10 +106,13 @@ def names(mask: int) -> set[str]:
 def _table(name: str, rows: Iterable[Row]) -> pa.Table:
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not rows:
+        columns = [column.name for column in TABLES[name].values() if column.required]
     arrays = {}
     for column in columns:
         contract = TABLES[name].get(column)
         kind = contract.type if contract is not None and isinstance(contract.type, pa.DataType) else None
+        kind = kind if rows or kind is not None else pa.int64()
         arrays[column] = pa.array(
             [row.get(column) for row in rows], TIME if column.endswith("_time") else kind
         )

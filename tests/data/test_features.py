@@ -146,14 +146,7 @@ def test_titles_are_bags_of_words_and_pairs(encoded: EncodedTable):
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60))
 def test_bucket_rows_never_leave_the_table(values):
     table = pa.table({"video_id": list(range(len(values))), "n": values})
-    made = build_spec(
-        table,
-        USERS,
-        None,
-        video_trained=np.ones(len(values), bool),
-        user_trained=np.ones(2, bool),
-        settings=SETTINGS,
-    )
+    made = build_alone(table, SETTINGS)
     if "video_n" in made.spec.names:
         bag = made.spec["video_n"]
         probe = pa.table({"n": [*values, float("inf"), float("-inf"), None]})
@@ -209,9 +202,7 @@ def test_missing_columns_count_as_null_and_wrong_types_are_refused(built: BuiltF
 def test_id_spaces_too_large_to_list_are_hashed():
     table = pa.table({"video_id": np.arange(50), "kind": [str(i) for i in range(50)]})
     small = FeatureSettings(max_id_rows=16, max_category_rows=16, min_count=1, buckets=4, ngram_rows=64)
-    made = build_spec(
-        table, USERS, None, video_trained=np.ones(50, bool), user_trained=np.ones(2, bool), settings=small
-    )
+    made = build_alone(table, small)
     for name in ("video_id", "video_kind"):
         assert made.spec[name].encoder is Encoder.hash
         assert made.spec[name].rows == 16
@@ -222,12 +213,13 @@ def test_id_spaces_too_large_to_list_are_hashed():
 def test_a_category_seen_too_rarely_is_unknown():
     table = pa.table({"video_id": [1, 2, 3], "kind": ["a", "a", "b"]})
     twice = FeatureSettings(max_id_rows=16, max_category_rows=16, min_count=2, buckets=4, ngram_rows=64)
-    made = build_spec(
-        table, USERS, None, video_trained=np.ones(3, bool), user_trained=np.ones(2, bool), settings=twice
-    )
+    made = build_alone(table, twice)
     encoded = encode(made.spec, "video", table, None, made.vocabularies)
     assert encoded.bags["video_kind"][0].tolist() == [1, 1, 0]
     assert encoded.bags["video_id"][0].tolist() == [1, 2, 3]  # ids are not categories
+    unique = build_alone(table.append_column("text", [["x", "y", "z"]]), twice)
+    assert "video_text" not in unique.spec.names
+    assert "videos.text: no value occurs 2 times among training rows" in unique.notes
 
 
 def test_spec_survives_json_and_its_hash_tells_differences(built: BuiltFeatures):

@@ -366,6 +366,25 @@ def test_surfaces_markets_positions_and_raw_numbers(tmp_path: Path):
     assert prepared.video_raw["publish_time_ms"].tolist() == [-1, -1, ms_of(at(0))]
 
 
+def test_further_columns_of_the_log_get_in_nobody_s_way(tmp_path: Path):
+    events = [
+        {
+            "user_id": 1,
+            "video_id": 10,
+            "event_time": at(day * DAY_MS),
+            "click": True,
+            "surface": "feed",
+            "market": "de",
+        }
+        for day in range(3)
+    ]
+    names = ("row", "place", "video", "time", "rank", "true", "video_id_right", "is_action", "surface_right")
+    more = [{**event, **dict.fromkeys(names, 77)} for event in events]
+    plain = prepare(write_dataset(tmp_path / "d", events, actions=[]), tmp_path / "p")
+    other = prepare(write_dataset(tmp_path / "e", more), tmp_path / "q")
+    assert rows_of(other) == rows_of(plain)
+
+
 def test_string_ids_and_users_without_events(tmp_path: Path):
     events = [
         {"user_id": user, "video_id": video, "event_time": at(day * DAY_MS), "click": True}
