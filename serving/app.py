@@ -33,18 +33,11 @@ from serving.schema import (
 
 Q = TypeVar("Q")
 Handler = Callable[[Request], Awaitable[Response]]
-#: Files of ``serving/web`` by path: name and media type.
-_DOCS = {
-    "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/static/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
-    "/static/docs.css": ("docs.css", "text/css; charset=utf-8"),
-}
-_PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/static/feed.js": ("feed.js", "text/javascript; charset=utf-8"),
-    "/static/feed.css": ("feed.css", "text/css; charset=utf-8"),
-    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+#: Files of ``serving/web``.
+_MEDIA = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+_DOCS = ("docs.html", "docs.js", "docs.css", "icon.svg")
+_PAGE = ("index.html", "feed.js", "feed.css", "api.js", "art.js", "card.js", "panels.js")
+_ROOTS = {"index.html": "/", "docs.html": "/docs"}
 
 
 class RankingService(Protocol):
@@ -162,7 +155,8 @@ def create_app(service: RankingService, settings: HttpSettings) -> FastAPI:
         return _json(await intake.run(lambda: service.showcase_videos(video_ids)))
 
     routes: dict[str, Handler] = {"/healthz": healthz, "/readyz": readyz, "/metrics": exposition}
-    routes |= {path: _file(*file) for path, file in (_DOCS | (_PAGE if settings.page else {})).items()}
+    for name in (*_DOCS, *(_PAGE if settings.page else ())):
+        routes[_ROOTS.get(name, f"/static/{name}")] = _file(name)
     if settings.page:
         routes |= {"/demo/users": showcase_users, "/demo/videos": showcase_videos}
     for path, handler in routes.items():
@@ -183,7 +177,8 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _file(name: str, media_type: str) -> Handler:
+def _file(name: str) -> Handler:
+    media_type = _MEDIA[name.rpartition(".")[2]]
     content = resources.files("serving").joinpath("web", name).read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {"etag": tag, "cache-control": "no-cache"}

@@ -1,6 +1,7 @@
 """``shopreel serve``: bundles, store and application put together, under uvicorn."""
 
 import logging
+import signal
 import sys
 import threading
 import time
@@ -95,6 +96,8 @@ def _listen(config: ServeConfig, settings: uvicorn.Config) -> None:
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     logger.info("listening on %s", where, extra={"url": where, "page": config.http.page})
     print(f"shopreel serves at {where}   (Ctrl-C ends it)", flush=True)
+    # uvicorn drains, then raises the signal that stopped it once more: that one must not kill us
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(settings).run(sockets=[socket])
     logger.info("stopped: every request in hand was answered")
 
