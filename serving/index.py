@@ -20,6 +20,8 @@ from models.bundle import Bundle
 from serving.exact import ExactSearch, Mask, Rows, Vectors, pair_scores
 
 INDEX_FILE = "index.faiss"
+#: Squared lengths that differ by this share count as equal.
+SAME_LENGTH = 1e-3
 
 
 class IndexKind(Enum):
@@ -78,8 +80,8 @@ class ApproximateIndex:
     @classmethod
     def build(cls, vectors_ND: Vectors, parameters: IndexParameters, *, seed: int = 0) -> "ApproximateIndex":
         """Index every row but 0. Takes minutes for millions of videos; ``width`` is tuned afterwards."""
-        dim = vectors_ND.shape[1]
-        videos_ND = np.ascontiguousarray(vectors_ND[1:], np.float32)
+        videos_ND = _equal_norms(vectors_ND[1:])
+        dim = videos_ND.shape[1]
         if parameters.kind is IndexKind.hnsw:
             index = faiss.IndexHNSWFlat(dim, parameters.links, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = parameters.build_width
@@ -107,14 +109,15 @@ class ApproximateIndex:
                 f"{path}: not a FAISS index ({str(error).splitlines()[0]}); publish again"
             ) from None
         wanted = {IndexKind.hnsw: faiss.IndexHNSWFlat, IndexKind.ivf: faiss.IndexIVFScalarQuantizer}
-        found = (index.ntotal + 1, index.d)
+        rows, dim = shape
         if type(index) is not wanted[parameters.kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ContractError(
                 f"{path}: holds {type(index).__name__}, the manifest says {parameters.kind.value}"
             )
-        if found != shape:
+        if index.ntotal + 1 != rows or index.d not in (dim, dim + 1):
             raise ContractError(
-                f"{path}: indexes {found} rows × dimensions, the vectors are {shape}; publish again"
+                f"{path}: indexes {index.ntotal:,} videos in {index.d} dimensions, there are {rows - 1:,} in "
+                f"{dim}; publish again"
             )
         return cls(index, parameters)
 
@@ -143,7 +146,9 @@ class ApproximateIndex:
             search = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
         else:
             search = faiss.SearchParametersIVF(nprobe=width, sel=selector)
-        _, id_BK = self._index.search(np.ascontiguousarray(user_BD, np.float32), k, params=search)
+        query_BD = np.zeros((len(user_BD), self._index.d), np.float32)  # 0 in the dimension of _equal_norms
+        query_BD[:, : user_BD.shape[1]] = user_BD
+        _, id_BK = self._index.search(query_BD, k, params=search)
         return [ids[ids >= 0] + 1 for ids in id_BK]
 
     def effort(self, k: int, share: float) -> float:
@@ -168,10 +173,9 @@ class ApproximateIndex:
         """The narrowest search that reaches ``recall_target`` on both groups of users, and the recall of
         ``checking_BD``, who had no say in the width unless the first group's was too narrow for them.
 
-        Doubles the width until both reach the target or the whole catalogue is searched.
+        Doubles the width until both reach the target or a search costs as much as brute force.
         """
         kind, k = self.parameters.kind, self.parameters.k
-        limit = self.parameters.lists if kind is IndexKind.ivf else int(self._index.ntotal)
         exact = ExactSearch(vectors_ND)
         groups = [
             (user_BD, [hits.score for hits in exact.search(user_BD, k)])
@@ -179,12 +183,12 @@ class ApproximateIndex:
         ]
         width = 1 if kind is IndexKind.ivf else k
         while True:
-            candidate = ApproximateIndex(self._index, replace(self.parameters, width=min(width, limit)))
+            candidate = ApproximateIndex(self._index, replace(self.parameters, width=width))
             recalls = [
                 recall_of(candidate.search(user_BD, k), truth, vectors_ND, user_BD)
                 for user_BD, truth in groups
             ]
-            if min(recalls) >= recall_target or width >= limit:
+            if min(recalls) >= recall_target or candidate.effort(k, 1.0) >= 1.0:
                 return candidate, recalls[1]
             width *= 2
 
@@ -220,6 +224,21 @@ def recall_of(
             distinct = np.unique(rows)
             hit += min(len(scores), int((pair_scores(vectors_ND[distinct], user_D) >= scores[-1]).sum()))
     return hit / wanted if wanted else 1.0
+
+
+def _equal_norms(vectors_ND: Vectors) -> Vectors:
+    """The vectors, with one more dimension that gives all of them the longest one's length.
+
+    A user vector has 0 there, so inner products stay as they are. Without it a graph of inner products
+    leaves short vectors without neighbours, and no width finds them (Bachrach et al., RecSys 2014).
+    Vectors of one length, such as those of a cosine model, stay as they are.
+    """
+    square_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64)
+    longest = square_N.max(initial=0.0)
+    if square_N.min(initial=longest) >= longest * (1 - SAME_LENGTH):
+        return np.ascontiguousarray(vectors_ND, np.float32)
+    missing_N1 = np.sqrt(longest - square_N)[:, None].astype(np.float32)
+    return np.concatenate([vectors_ND, missing_N1], axis=1, dtype=np.float32)
 
 
 def _sample(vectors_ND: Vectors, size: int, seed: int) -> Vectors:

@@ -46,7 +46,7 @@ from models.portable import load_two_tower
 from serving.collapse import CollapseReport, collapse_report
 from serving.exact import ExactSearch, Vectors
 from serving.golden import GOLDEN_FILE, check_golden, record_golden
-from serving.index_choice import build_index, parameters_for
+from serving.index_choice import build_index, choices
 from serving.pipeline import Pipeline, RankRequest
 from serving.popularity import count_positives, most_popular
 from serving.publish_config import PublishConfig
@@ -61,18 +61,20 @@ PAGE = 20
 
 def run(config: PublishConfig) -> None:
     """Publish, and print what the bundle holds and the next command."""
-    if config.ranker is not None:
-        raise ConfigError(
-            f"ranker={config.ranker}: this release trains and serves no ranker; leave ranker out"
-        )
     trained = open_run(config.two_tower, "two_tower")
+    ranker = _ranker(config, trained)
     path = Path(config.dataset)
     dataset = Dataset(path, read_info(path))
     check_types(dataset)
     bundles = Path(config.out).absolute()
     with _draft(bundles) as draft:
         prepared = _tables(config, trained, dataset, draft)
-        _fill(draft / "bundle", config, trained, dataset, prepared)
+        if ranker is not None and prepared is not trained.prepared:
+            raise ConfigError(
+                f"ranker={config.ranker}: its counts are of the catalogue it was trained on; publish for another "
+                "dataset without it, or train it on that one"
+            )
+        _fill(draft / "bundle", config, trained, ranker, dataset, prepared)
         check_golden(Pipeline(Bundle.load(draft / "bundle", device=config.device.value)))
         target = store(draft / "bundle", bundles)
     if config.activate:
@@ -101,6 +103,18 @@ def _draft(bundles: Path) -> Iterator[Path]:
             bundles.rmdir()
 
 
+def _ranker(config: PublishConfig, trained: TrainedRun) -> TrainedRun | None:
+    """The ranker's run, which must stem from the same prepared data as the towers'."""
+    if config.ranker is None:
+        return None
+    ranker = open_run(config.ranker, "ranker")
+    if ranker.prepared.hash != trained.prepared.hash:
+        raise ConfigError(
+            f"ranker={config.ranker}: trained on other prepared data than {config.two_tower}; train both on one"
+        )
+    return ranker
+
+
 def _tables(config: PublishConfig, trained: TrainedRun, dataset: Dataset, draft: Path) -> Prepared:
     """The encoded catalogue: as trained on, or anew for another dataset where that is allowed."""
     if trained.dataset_fingerprint == fingerprint(dataset):
@@ -115,8 +129,9 @@ def _tables(config: PublishConfig, trained: TrainedRun, dataset: Dataset, draft:
 
 
 def _fill(
-    directory: Path, config: PublishConfig, trained: TrainedRun, dataset: Dataset, prepared: Prepared
-) -> None:
+    directory: Path, config: PublishConfig, trained: TrainedRun, ranker: TrainedRun | None, dataset: Dataset,
+    prepared: Prepared,
+) -> None:  # fmt: skip
     """Write a whole bundle into the empty ``directory``, manifest last; a gate not passed raises."""
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     device = config.device.value
@@ -130,10 +145,10 @@ def _fill(
     )  # fmt: skip
     user_UD = open_encoder(trained.model, prepared, vectors_ND, device=device).encode(sample.requests)
     _refuse_broken(user_UD, "user", trained)
-    parameters = parameters_for(len(vectors_ND) - 1, config.k, config.index)
-    index = build_index(
-        directory, vectors_ND, user_UD, parameters, recall_target=config.recall_target, seed=config.index.seed
-    )
+    parameters, index = build_index(
+        directory, vectors_ND, user_UD, choices(len(vectors_ND) - 1, config.k, config.index),
+        recall_target=config.recall_target, seed=config.index.seed,
+    )  # fmt: skip
     say(f"publish: {parameters.kind.value} search, recall@{parameters.k} {index['recall']:.4f}")
     collapse = _refuse_collapsed(config, vectors_ND, user_UD, sample)
     write_parts(
@@ -141,10 +156,12 @@ def _fill(
         videos=_videos(dataset, prepared),
         products=dataset.read("products") if dataset.has("products") else None,
         popularity=_popularity(config, trained, dataset, prepared),
+        ranker=None if ranker is None else ranker.model,
     )  # fmt: skip
     info = dataset.info
     facts = {
-        "models": {"two_tower": trained.facts(similarity=model.shape.similarity.value, dim=model.shape.dim)},
+        "models": {"two_tower": trained.facts(similarity=model.shape.similarity.value, dim=model.shape.dim)}
+        | ({} if ranker is None else {"ranker": ranker.facts()}),
         "features": feature_hashes(prepared),
         "catalogue": {"videos": len(prepared.catalogue) - 1, "users": len(prepared.users) - 1},
         "dataset": {
