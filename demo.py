@@ -105,8 +105,9 @@ def commands(config: DemoConfig) -> list[tuple[str, list[str]]]:
 def serving(config: DemoConfig) -> list[str]:
     """Arguments of ``shopreel serve`` for the published bundle."""
     out = Path(config.out)
+    knowledge = [f"store=sqlite:///{out / 'store.db'}", f"warm_from={out / 'market'}", "as_of=log"]
     place = [f"host={config.host}", f"port={config.port}", f"device={config.device.name}"]
-    return [f"bundles={out / 'bundles'}", f"store=sqlite:///{out / 'store.db'}", *place]
+    return [f"bundles={out / 'bundles'}", *knowledge, *place]
 
 
 def true_quality(
