@@ -40,6 +40,11 @@ class Batch:
     video_rows: np.ndarray
     log_correction: np.ndarray | None
 
+    @property
+    def examples(self) -> int:
+        """Number of positives."""
+        return len(self.target_video_P)
+
 
 @dataclass(frozen=True, slots=True)
 class LoaderPosition:

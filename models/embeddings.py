@@ -86,11 +86,12 @@ class PlainTables(nn.Module):
         self.weights = nn.ParameterDict(
             {name: nn.Parameter(initial_rows(draw_seed(), 0, count, dim)) for name, count in rows.items()}
         )
+        self.nothing: Tensor  # where the tables are, also when there are none
+        self.register_buffer("nothing", torch.zeros(dim), persistent=False)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """See :class:`Tables`."""
-        anchor = next(self.parameters(), None)
-        total = torch.zeros(features.size, self.dim, device=anchor.device if anchor is not None else None)
+        total = self.nothing.expand(features.size, -1)
         for name in self.names:
             values, offsets = features.bags[name]
             if values.numel() > 0:

@@ -51,7 +51,7 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     metrics = rank_scores(held, lambda begin, end: baseline.scores(known[begin:end]), recipe.validation.k)
     metric = f"ndcg@{recipe.validation.k}"
     seconds = time.monotonic() - started
-    progress = Progress(seconds=seconds, best_metric=metrics[metric], best_epoch=0, finished=True)
+    progress = Progress(seconds=seconds, best_metric=metrics[metric], best_epoch=0, stopped="epochs")
     with staged_directory(config.out, overwrite=config.overwrite) as out:
         baseline.save(out / "model")
         write_run(out, config, prepared, fingerprint_of(config, prepared), progress, metric)

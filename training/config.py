@@ -11,6 +11,8 @@ from omegaconf import MISSING
 from data.schema import LABELS
 from models.layers import BlockKind
 from models.similarity import Similarity
+from training.model_config import ModelConfig, OptimizerConfig
+from training.ranking_config import RankerConfig
 
 
 class Device(Enum):
@@ -21,11 +23,12 @@ class Device(Enum):
     cuda = "cuda"
 
 
-@dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """What every ``model=…`` group has."""
+class TableKind(Enum):
+    """What holds the embedding tables: ``auto`` is ``plain`` in one process, ``torchrec`` in several."""
 
-    name: str = MISSING
+    auto = "auto"
+    plain = "plain"
+    torchrec = "torchrec"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,20 +44,6 @@ class TargetConfig:
             raise ValueError(f"model.target.weights has {', '.join(unknown)}; labels are {', '.join(LABELS)}")
         if min([self.impression, *self.weights.values()]) < 0:
             raise ValueError("model.target: weights must be at least 0")
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine towards the end of the budget."""
-
-    learning_rate: float = MISSING
-    weight_decay: float = MISSING
-    warmup_steps: int = MISSING
-    clip_norm: float = MISSING
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise ValueError("model.optimizer: learning_rate and clip_norm must be above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -149,6 +138,7 @@ class TrainConfig:
     GROUPS: ClassVar[dict[str, Any]] = {
         "model": {
             "two_tower": TwoTowerConfig,
+            "ranker": RankerConfig,
             "popularity": PopularityConfig,
             "item_knn": ItemKnnConfig,
             "ease": EaseConfig,
@@ -166,11 +156,16 @@ class TrainConfig:
     resume: bool = MISSING
     overwrite: bool = MISSING
     checkpoint_steps: int = MISSING
+    log_steps: int = MISSING
+    tables: TableKind = MISSING
+    timeout_minutes: float = MISSING
 
     def __post_init__(self) -> None:
-        if self.max_minutes <= 0:
-            raise ValueError(f"max_minutes={self.max_minutes} must be above 0")
-        if self.checkpoint_steps < 1:
-            raise ValueError(f"checkpoint_steps={self.checkpoint_steps} must be at least 1")
+        for key in ("max_minutes", "timeout_minutes"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be above 0")
+        for key in ("checkpoint_steps", "log_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
         if self.resume and self.overwrite:
             raise ValueError("resume=true continues a run, overwrite=true replaces it; choose one")

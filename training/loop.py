@@ -2,68 +2,88 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data.errors import ConfigError
-from data.loader import Batch, LoaderPosition, SequenceLoader
+from data.loader import LoaderPosition
 from training.checkpoint import Progress, save_checkpoint
+from training.distributed import ALONE, Ranks
 from training.optimizers import warmup
+from training.placement import Placement
 from training.prefetch import prefetch
-from training.progress import RunLog
+from training.progress import Log
+
+
+class Loader(Protocol):
+    """Batches of one epoch after another; each batch tells its number of ``examples``."""
+
+    position: LoaderPosition
+
+    def epoch(self) -> Iterator[Any]:
+        """The rest of the current epoch."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """When to stop, when to save, how fast to learn. ``max_seconds`` counts over resumed sessions."""
+    """When to stop, save and log, how fast to start. ``max_seconds`` counts over resumed sessions."""
 
     max_epochs: int
     max_seconds: float
     patience: int
     checkpoint_steps: int
-    learning_rate: float
+    log_steps: int
     warmup_steps: int
     clip_norm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop drives. ``loss`` maps a batch to a scalar, ``validate`` returns metrics of which
-    ``metric`` decides (larger is better), ``keep_best`` writes the model that won so far.
+    """What the loop drives: every rank of a job the same, each with its share of the batches.
+
+    ``validate`` returns metrics of which ``metric`` decides (larger is better), equal on all ranks;
+    ``keep_best`` writes the model that won so far. Both are collective.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    loader: SequenceLoader
-    loss: Callable[[Batch], Tensor]
+    placement: Placement
+    loader: Loader
     validate: Callable[[], dict[str, float]]
     metric: str
     keep_best: Callable[[dict[str, float]], None]
     checkpoints: Path
     fingerprint: str
+    ranks: Ranks = ALONE
 
 
-def fit(parts: Parts, budget: Budget, progress: Progress, log: RunLog) -> Progress:
+def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
     """Train from ``progress`` until validation stops improving or the budget is used up.
 
     Raises :class:`ConfigError` when the loss is not finite.
     """
     parts.loader.position = LoaderPosition(progress.epoch, progress.shard, progress.batch)
     clock = _Clock(progress.seconds)
+    if progress.stopped == "time" and progress.seconds < budget.max_seconds:
+        progress.stopped = ""  # resumed with more time
     parts.model.train()
-    while not progress.finished:
+    while not progress.stopped:
         out_of_time = _epoch(parts, budget, progress, log, clock)
-        progress.seconds = clock.seconds
         metrics = parts.validate()
         log.record(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
         value = metrics[parts.metric]
         better = value > progress.best_metric
         if better:
-            progress.best_metric, progress.best_epoch, progress.stale_epochs = value, progress.epoch, 0
+            progress.best_metric, progress.best_epoch, progress.best_step = (
+                value,
+                progress.epoch,
+                progress.step,
+            )
+            progress.stale_epochs = 0
             parts.keep_best(metrics)
         else:
             progress.stale_epochs += 1
@@ -71,51 +91,64 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: RunLog) -> Progre
         log.say(f"epoch {progress.epoch + 1}  {shown}{'  *best' if better else ''}  {clock.seconds:.0f} s")
         if not out_of_time:
             progress.epoch, progress.shard, progress.batch = progress.epoch + 1, 0, 0
-        progress.finished = (
-            out_of_time or progress.stale_epochs >= budget.patience or progress.epoch >= budget.max_epochs
-        )
-        progress.seconds = clock.seconds
-        save_checkpoint(parts.checkpoints, parts.model, parts.optimizer, progress, parts.fingerprint)
+        progress.stopped = _reason_to_stop(progress, budget, out_of_time)
+        _save(parts, progress, log, clock)
     return progress
 
 
-def _epoch(parts: Parts, budget: Budget, progress: Progress, log: RunLog, clock: "_Clock") -> bool:
+def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_Clock") -> bool:
     """Run the rest of the current epoch; True when the time ran out within it."""
     log.begin_epoch(progress.epoch)
-    warm = warmup(budget.warmup_steps)
+    warm, optimizers = warmup(budget.warmup_steps), parts.placement.optimizers
     total, count = 0.0, 0
     batches = prefetch(parts.loader)
     try:
         for batch, position in batches:
-            for group in parts.optimizer.param_groups:
-                group["lr"] = budget.learning_rate * warm(progress.step)
-            loss = parts.loss(batch)
-            value = loss.item()
+            optimizers.begin_step(warm(progress.step))
+            loss = parts.placement.loss(batch)
+            late = clock.seconds > budget.max_seconds
+            value, late, examples = _agree(parts.ranks, loss.item(), late, batch.examples)
             if not math.isfinite(value):
                 raise ConfigError(
-                    f"loss is {value} at step {progress.step}; lower model.optimizer.learning_rate "
-                    f"(now {budget.learning_rate}) or look for extreme values in dense features"
+                    f"loss is {value} at step {progress.step}; lower model.optimizer.learning_rate, or look "
+                    "for extreme values in dense features"
                 )
-            parts.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(parts.model.parameters(), budget.clip_norm)
-            parts.optimizer.step()
+            norm = optimizers.clip(budget.clip_norm)
+            optimizers.step()
             progress.step += 1
             progress.shard, progress.batch = position.shard, position.batch
-            progress.seconds = clock.seconds
-            examples = len(batch.target_video_P)
             total, count = total + value * examples, count + examples
             left = max(budget.max_seconds - clock.seconds, 0.0) / 60
             log.step(progress.epoch, examples, total / count, left)
-            if progress.step % 20 == 0:
-                log.record(progress.step, {"train/loss": value, "train/gradient_norm": float(norm)})
+            if progress.step % budget.log_steps == 0:
+                log.record(progress.step, {"train/loss": value, "train/gradient_norm": norm})
             if progress.step % budget.checkpoint_steps == 0:
-                save_checkpoint(parts.checkpoints, parts.model, parts.optimizer, progress, parts.fingerprint)
-            if clock.seconds > budget.max_seconds:
+                _save(parts, progress, log, clock)
+            if late:
                 return True
     finally:
         batches.close()  # type: ignore[attr-defined]
     return False
+
+
+def _agree(ranks: Ranks, loss: float, late: bool, examples: int) -> tuple[float, bool, int]:
+    """Loss of the whole batch, whether any rank is out of time, and the examples of all ranks."""
+    total, late_ranks, all_examples = ranks.sum([loss, late, examples])
+    return total / ranks.world, late_ranks > 0, int(all_examples)
+
+
+def _reason_to_stop(progress: Progress, budget: Budget, out_of_time: bool) -> str:
+    if out_of_time:
+        return "time"
+    if progress.stale_epochs >= budget.patience:
+        return "patience"
+    return "epochs" if progress.epoch >= budget.max_epochs else ""
+
+
+def _save(parts: Parts, progress: Progress, log: Log, clock: "_Clock") -> None:
+    progress.seconds, progress.log_lines = clock.seconds, log.lines
+    save_checkpoint(parts.checkpoints, parts.placement.state(), progress, parts.fingerprint, parts.ranks)
 
 
 class _Clock:

@@ -1,20 +1,111 @@
-"""AdamW over two groups of parameters, and its warm-up."""
+"""AdamW for the dense part and small tables, row-wise Adagrad for large tables, stepped as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+#: Added to the root of row-wise Adagrad's sum; what fbgemm is told, too.
+ADAGRAD_EPSILON = 1e-8
 
 
-def build_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; only matrices of the dense part decay (embedding tables, norms and biases do not)."""
+def build_adamw(
+    model: nn.Module, learning_rate: float, weight_decay: float, leave_out: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW over all parameters but those named in ``leave_out``; only matrices of the dense part decay
+    (embedding tables, norms and biases do not).
+    """
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if name in leave_out:
+            continue
         table = ".tables." in name or "embedding" in name
         (decay if parameter.ndim >= 2 and not table else keep).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
+class RowWiseAdagrad(torch.optim.Optimizer):
+    """Adagrad with one sum per row, on tables ``[rows, D]`` with sparse gradients.
+
+    With ``g`` the gradient of a row, all its lookups of the step added up: ``sum += mean(g²)``, then
+    ``row -= rate · g / (√sum + ε)``. Only touched rows change. The same as fbgemm's
+    EXACT_ROWWISE_ADAGRAD, so that one process and sharded tables agree. Source: Gupta et al. 2014, with
+    one step size per row as in the DLRM of Naumov et al. 2019.
+    """
+
+    def __init__(self, tables: Iterable[nn.Parameter], learning_rate: float) -> None:
+        super().__init__(tables, {"lr": learning_rate})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the rows that the last backward pass touched."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                gradient = table.grad.coalesce()
+                rows, gradient_RD = gradient.indices()[0], gradient.values()
+                total = self.total_of(table)
+                sum_R = total[rows] + gradient_RD.square().mean(1)
+                total[rows] = sum_R
+                table[rows] -= group["lr"] * gradient_RD / (sum_R.sqrt() + ADAGRAD_EPSILON)[:, None]
+
+    def total_of(self, table: nn.Parameter) -> Tensor:
+        """The sums of a table's rows ``[rows]``, zeros before its first step."""
+        state: dict[str, Tensor] = self.state[table]
+        if "sum" not in state:
+            state["sum"] = torch.zeros(table.shape[0], device=table.device)
+        return state["sum"]
+
+
+class Optimizers:
+    """The optimizer of dense gradients and, where there are large tables, theirs; stepped as one."""
+
+    def __init__(self, dense: torch.optim.Optimizer, *tables: torch.optim.Optimizer) -> None:
+        self.dense = dense
+        self.all = (dense, *tables)
+        self.peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.all]
+
+    def begin_step(self, factor: float) -> None:
+        """Set learning rates to ``factor`` times those at construction, and forget gradients.
+
+        To be called before the forward pass: fused tables take their learning rate there, and are updated
+        within the backward pass.
+        """
+        for optimizer, peaks in zip(self.all, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.zero_grad(set_to_none=True)
+
+    def clip(self, norm: float) -> float:
+        """Scale the dense gradients down to ``norm``; returns their norm before.
+
+        Large tables take no part: row-wise Adagrad divides by the size of gradients anyway.
+        """
+        parameters = [parameter for group in self.dense.param_groups for parameter in group["params"]]
+        return float(nn.utils.clip_grad_norm_(parameters, norm))
+
+    def step(self) -> None:
+        """Apply the gradients."""
+        for optimizer in self.all:
+            optimizer.step()
+
+
+def dense_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """AdamW's state as live tensors, named ``<parameter>.<state>``; made where it does not exist yet."""
+    state = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = optimizer.state[parameter]
+            if not own:
+                own["step"] = torch.zeros(())
+                own["exp_avg"], own["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            for key, value in own.items():
+                state[f"{names[parameter]}.{key}"] = value
+    return state
 
 
 def warmup(steps: int) -> Callable[[int], float]:

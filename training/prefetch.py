@@ -3,16 +3,29 @@
 import queue
 import threading
 from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
-from data.loader import Batch, LoaderPosition, SequenceLoader
+from data.loader import LoaderPosition
+
+B_co = TypeVar("B_co", covariant=True)
 
 
-def prefetch(loader: SequenceLoader, depth: int = 2) -> Iterator[tuple[Batch, LoaderPosition]]:
+class Source(Protocol[B_co]):
+    """Batches of one epoch, and the position after the last one made."""
+
+    position: LoaderPosition
+
+    def epoch(self) -> Iterator[B_co]:
+        """The rest of the current epoch."""
+        ...
+
+
+def prefetch(loader: Source[B_co], depth: int = 2) -> Iterator[tuple[B_co, LoaderPosition]]:
     """Batches of one epoch, each with the loader position *after* it (what a checkpoint stores)."""
-    ready: queue.Queue[tuple[Batch, LoaderPosition] | BaseException | None] = queue.Queue(depth)
+    ready: queue.Queue[tuple[B_co, LoaderPosition] | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry: tuple[Batch, LoaderPosition] | BaseException | None) -> None:
+    def put(entry: tuple[B_co, LoaderPosition] | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 return ready.put(entry, timeout=0.1)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,17 +19,69 @@ from rich.progress import (
 )
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from data.atomic import write_bytes
+
+
+class Log(Protocol):
+    """What the training loop tells; :class:`RunLog` on the lead, :class:`NoLog` on other ranks."""
+
+    lines: int
+
+    def begin_epoch(self, epoch: int) -> None:
+        """A 0-based epoch begins."""
+        ...
+
+    def step(self, epoch: int, examples: int, loss: float, minutes_left: float) -> None:
+        """A step of so many examples is done; ``loss`` is the epoch's mean so far."""
+        ...
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers to keep."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        ...
+
+
+class NoLog:
+    """Tells nothing."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell nothing."""
+
+    def step(self, epoch: int, examples: int, loss: float, minutes_left: float) -> None:
+        """Tell nothing."""
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell nothing."""
+
+    def say(self, text: str) -> None:
+        """Tell nothing."""
+
 
 class RunLog:
     """Log of one run under ``directory``; ``examples`` of an epoch size the bar.
 
-    Without a terminal one line is printed every 30 s instead of the bar.
+    A resumed run gives its step and the ``lines`` of metrics.jsonl at its checkpoint; what a broken-off
+    attempt wrote after that is dropped. Without a terminal one line is printed every 30 s instead of
+    the bar.
     """
 
-    def __init__(self, directory: Path, examples: int, *, from_step: int, quiet: bool = False) -> None:
+    def __init__(
+        self, directory: Path, examples: int, *, from_step: int = 0, lines: int = 0, quiet: bool = False
+    ) -> None:
         self.console = Console(stderr=True, quiet=quiet)
         self.path = directory / "metrics.jsonl"
-        _cut_after(self.path, from_step)
+        self.lines = _keep_lines(self.path, lines)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step or None)
         self.examples = examples
@@ -80,23 +133,19 @@ class RunLog:
         """Append ``values`` to metrics.jsonl and TensorBoard."""
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
+        self.lines += 1
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def _cut_after(path: Path, step: int) -> None:
-    """Drop lines of a broken-off attempt that came after the checkpoint at ``step``."""
+def _keep_lines(path: Path, count: int) -> int:
+    """Cut a file to its first ``count`` lines; returns how many there are."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # a half-written last line
-            continue
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        return 0
+    kept = path.read_text(encoding="utf-8").splitlines()[:count]
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())
+    return len(kept)

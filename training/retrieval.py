@@ -13,6 +13,7 @@ from models.losses import full_softmax, sampled_softmax
 from models.sequence import Steps
 from models.two_tower import TwoTower, TwoTowerShape
 from training.config import TwoTowerConfig
+from training.distributed import ALONE, Ranks
 from training.validation import HeldOut, rank_metrics
 
 VIDEO_ID = "video_id"
@@ -134,15 +135,27 @@ def steps_of(batch: Batch, device: torch.device) -> Steps:
 
 
 def validate(
-    model: TwoTower, prepared: Prepared, held: HeldOut, k: int, batch: int = 512
+    model: TwoTower, prepared: Prepared, held: HeldOut, k: int, ranks: Ranks = ALONE, batch: int = 512
 ) -> dict[str, float]:
-    """Full-ranking metrics of the held-out requests through the inference path."""
+    """Full-ranking metrics of the held-out requests through the inference path, equal on all ranks.
+
+    Each rank embeds its share of the catalogue and ranks its share of the users. Collective.
+    """
     was_training = model.training
     model.eval()
     device = str(next(model.parameters()).device)
-    video_ND = embed_catalogue(model, prepared.video_table)
+    catalogue, users = prepared.video_table.num_rows, len(held.requests)
+    own_ND = embed_catalogue(model, prepared.video_table.take(ranks.share(catalogue)))
+    video_ND = ranks.joined(own_ND, catalogue)
     encoder = UserEncoder(model, prepared.user_table, video_ND, device)
-    parts = [encoder.encode(held.requests[i : i + batch]) for i in range(0, len(held.requests), batch)]
+    share = ranks.share(users) if users else np.zeros(0, np.int64)
+    requests = [held.requests[user] for user in share]
+    parts = [encoder.encode(requests[i : i + batch]) for i in range(0, len(requests), batch)]
     user_UD = np.concatenate(parts) if parts else np.zeros((0, video_ND.shape[1]), np.float32)
     model.train(was_training)
-    return rank_metrics(held, user_UD, video_ND, k)
+    if ranks.world == 1:
+        return rank_metrics(held, user_UD, video_ND, k)
+    own = np.unique(share)
+    metrics = rank_metrics(held.take(own), user_UD[: len(own)], video_ND, k)
+    totals = ranks.sum([value * len(own) for value in metrics.values()])
+    return {name: total / max(users, 1) for name, total in zip(metrics, totals, strict=True)}

@@ -10,23 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.atomic import read_json, refuse_existing, write_json
+from data.atomic import read_json, refuse_existing, staged_directory, write_json
 from data.errors import ConfigError
 from data.prepared import Prepared
-from training.checkpoint import Progress, load_checkpoint
+from training.checkpoint import Progress, remove_leftovers
 from training.config import TrainConfig
+from training.distributed import Ranks
+from training.progress import NoLog, RunLog
 
 
-def fingerprint_of(config: TrainConfig, prepared: Prepared) -> str:
-    """Hash of what a checkpoint depends on: the recipe, the seed and the prepared data."""
-    recipe = json.dumps([plain(config.model), config.seed, prepared.manifest["hash"]], sort_keys=True)
-    return hashlib.sha256(recipe.encode()).hexdigest()
+def fingerprint_of(config: TrainConfig, prepared: Prepared, processes: int = 1) -> str:
+    """Hash of what a checkpoint depends on: the recipe, the seed and the prepared data.
+
+    ``tokens`` counts times ``processes``: the same whole batches come from more processes with fewer each.
+    """
+    recipe = plain(config.model)
+    if "tokens" in recipe:
+        recipe["tokens"] *= processes
+    content = json.dumps([recipe, config.seed, prepared.manifest["hash"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_run(
-    config: TrainConfig, model: torch.nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> tuple[Path, Progress]:
-    """Make or reopen the run directory and restore its newest checkpoint when resuming."""
+def open_run(config: TrainConfig, prepared: Prepared, fingerprint: str) -> Path:
+    """Make the run directory, or reopen the one to resume; refuse one of another recipe or with content."""
     out = Path(config.out)
     if not config.resume:
         refuse_existing(out, overwrite=config.overwrite)
@@ -34,13 +40,23 @@ def open_run(
             remove_run(out)
     elif (out / "run.json").exists() and read_json(out / "run.json").get("fingerprint") != fingerprint:
         raise ConfigError(
-            f"{out}: started with another config or other prepared data (see {out / 'run.json'}); "
-            "resume with those settings, or start anew with overwrite=true resume=false"
+            f"{out}: started with another config (model.tokens times the number of processes counts) or "
+            f"other prepared data, see {out / 'run.json'}; resume with those settings, or start anew with "
+            "overwrite=true resume=false"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    restored = load_checkpoint(out / "checkpoints", model, optimizer, fingerprint) if config.resume else None
-    return out, restored or Progress()
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / "checkpoints"):
+        remove_leftovers(folder)
+    if not (out / "run.json").exists():
+        write_run(out, config, prepared, fingerprint)
+    return out
+
+
+def open_log(out: Path, examples: int, progress: Progress, ranks: Ranks) -> RunLog | NoLog:
+    """The run's log from where ``progress`` stands; ranks other than the lead tell nothing."""
+    if not ranks.lead:
+        return NoLog()
+    return RunLog(out, examples, from_step=progress.step, lines=progress.log_lines)
 
 
 def remove_run(out: Path) -> None:
@@ -61,15 +77,13 @@ def write_run(
     metric: str | None = None,
 ) -> None:
     """Write ``run.json`` and, once, the part of the prepared data that publishing needs."""
-    if not (out / "prepared").exists():
-        prepared.save_tables(out / "prepared")
     best = None
     if progress is not None and progress.best_epoch >= 0:
         best = {
             "epoch": progress.best_epoch,
             "metric": metric,
             "value": progress.best_metric,
-            "step": progress.step,
+            "step": progress.best_step,
         }
     write_json(
         out / "run.json",
@@ -85,6 +99,9 @@ def write_run(
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         },
     )
+    if not (out / "prepared").exists():
+        with staged_directory(out / "prepared") as scratch:
+            prepared.save_tables(scratch)
 
 
 def plain(value: Any) -> Any:

@@ -1,101 +1,163 @@
 """``shopreel train``: prepared data → a trained model, its checkpoints and its metrics.
 
-Reads like a story: open the data, build the model, restore, train, say what to run next.
+Reads like a story: join the other processes, open the data, build the model, restore, train, say what
+to run next.
 """
+
+import sys
+from pathlib import Path
 
 from rich.console import Console
 
+from data.atomic import staged_directory
 from data.errors import ConfigError
+from data.loader import SequenceLoader
 from data.prepared import Prepared
-from models.portable import save_two_tower
+from models.portable import save_weights
 from models.two_tower import TwoTower
 from training.baselines import train_baseline
-from training.config import BaselineConfig, TrainConfig, TwoTowerConfig
+from training.checkpoint import Progress, load_checkpoint
+from training.config import BaselineConfig, TableKind, TrainConfig, TwoTowerConfig
+from training.distributed import RankLostError, Ranks, open_ranks
 from training.loop import Budget, Parts, fit
-from training.optimizers import build_adamw
-from training.process import start_process
-from training.progress import RunLog
+from training.placement import Task, UpdateRule, place, tables_factory
+from training.process import part_ways, start_process, wants_cuda
+from training.ranking import train_ranker
+from training.ranking_config import RankerConfig
 from training.retrieval import RetrievalObjective, build_loader, shape_of, validate
-from training.run_directory import fingerprint_of, open_run, write_run
-from training.validation import gain_mask, held_out
+from training.run_directory import fingerprint_of, open_log, open_run, write_run
+from training.validation import HeldOut, gain_mask, held_out
 
 CONFIG = TrainConfig
 
 
-def run(config: TrainConfig) -> None:
-    """Train the configured model."""
-    prepared = Prepared.open(config.prepared)
-    match config.model:
-        case TwoTowerConfig():
-            train_two_tower(config, config.model, prepared)
-        case BaselineConfig():
-            train_baseline(config, config.model, prepared)
-        case _:
-            raise ConfigError(f"model={config.model.name}: no such model")
-
-
-def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared) -> None:
-    """Train a two-tower model into ``config.out``."""
-    device = start_process(config.seed, config.device, config.threads)
-    model = TwoTower(shape_of(recipe, prepared)).to(device)
-    optimizer = build_adamw(model, recipe.optimizer.learning_rate, recipe.optimizer.weight_decay)
+def run(config: TrainConfig) -> int:
+    """Train the configured model; 1 where the job lost one of its processes, else 0."""
+    connect, cuda = config.tables is TableKind.torchrec, wants_cuda(config.device)
     try:
-        loader = build_loader(recipe, prepared, config.seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    held = held_out(
-        prepared,
-        1,
-        gain_mask(prepared, recipe.validation.gain),
-        recipe.validation.max_users,
-        recipe.max_steps,
+        with open_ranks(connect=connect, cuda=cuda, timeout_minutes=config.timeout_minutes) as ranks:
+            prepared = Prepared.open(config.prepared)
+            match config.model:
+                case TwoTowerConfig():
+                    train_two_tower(config, config.model, prepared, ranks)
+                case _ if ranks.world > 1:
+                    raise ConfigError(
+                        f"model={config.model.name} trains in one process; start it without torchrun"
+                    )
+                case RankerConfig():
+                    train_ranker(config, config.model, prepared)
+                case BaselineConfig():
+                    train_baseline(config, config.model, prepared)
+                case _:
+                    raise ConfigError(f"model={config.model.name}: no such model")
+    except RankLostError as lost:
+        print(f"shopreel train: {lost}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared, ranks: Ranks) -> None:
+    """Train a two-tower model into ``config.out``."""
+    sharded = _sharded(config.tables, ranks)
+    device = start_process(config.seed, config.device, config.threads, ranks)
+    shape = shape_of(recipe, prepared)
+    rule = UpdateRule(
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
+        dense_table_rows=recipe.optimizer.dense_table_rows,
+        table_learning_rate=recipe.optimizer.table_learning_rate,
     )
-    if not held.requests:
-        raise ConfigError(
-            f"{prepared.path}: no user has an unseen positive in the validation split; choose another "
-            "model.validation.gain, or prepare again with other split dates"
-        )
-    fingerprint = fingerprint_of(config, prepared)
-    out, progress = open_run(config, model, optimizer, fingerprint)
+    loader, held = _data(config, recipe, prepared, ranks)
+    fingerprint = fingerprint_of(config, prepared, ranks.world)
+    out = Path(config.out)
+    ranks.on_lead(lambda: open_run(config, prepared, fingerprint))
+
+    tables = tables_factory(sharded=sharded, dense_table_rows=rule.dense_table_rows)
+    model = TwoTower(shape, tables=tables)
     objective = RetrievalObjective(prepared, device, recipe.id_dropout)
-    log = RunLog(out, loader.targets_total, from_step=progress.step)
-    write_run(out, config, prepared, fingerprint)
+    task = Task(model, lambda batch: objective.loss(model, batch), ranks)
+    placement = place(task, rule, ranks, device, sharded=sharded)
+    part_ways(config.seed, ranks)
+
+    restored = None
+    if config.resume:
+        restored = load_checkpoint(out / "checkpoints", placement.state(), fingerprint, ranks)
+    progress = restored or Progress()
 
     def keep_best(metrics: dict[str, float]) -> None:
-        save_two_tower(model, out / "model", spec_hash=prepared.spec.hash, metrics=metrics)
+        weights = placement.weights()
+        if ranks.lead:
+            with staged_directory(out / "model", overwrite=True) as scratch:
+                save_weights(shape, weights, scratch, spec_hash=prepared.spec.hash, metrics=metrics)
 
     parts = Parts(
         model=model,
-        optimizer=optimizer,
+        placement=placement,
         loader=loader,
-        loss=lambda batch: objective.loss(model, batch),
-        validate=lambda: validate(model, prepared, held, recipe.validation.k),
+        validate=lambda: validate(model, prepared, held, recipe.validation.k, ranks),
         metric=f"ndcg@{recipe.validation.k}",
         keep_best=keep_best,
         checkpoints=out / "checkpoints",
         fingerprint=fingerprint,
+        ranks=ranks,
     )
     budget = Budget(
         max_epochs=recipe.max_epochs,
         max_seconds=config.max_minutes * 60,
         patience=recipe.patience,
         checkpoint_steps=config.checkpoint_steps,
-        learning_rate=recipe.optimizer.learning_rate,
+        log_steps=config.log_steps,
         warmup_steps=recipe.optimizer.warmup_steps,
         clip_norm=recipe.optimizer.clip_norm,
     )
-    with log:
-        size = sum(parameter.numel() for parameter in model.parameters())
+    with open_log(out, loader.targets_total, progress, ranks) as log:
+        log.say(_opening(config, out, restored))
         log.say(
-            f"two_tower: {size:,} parameters, {loader.targets_total:,} positives an epoch, "
-            f"{len(held.requests):,} validation users, on {device}"
+            f"two_tower: {placement.describe()}, {loader.targets_total:,} positives an epoch, "
+            f"{len(held.requests):,} validation users, on {device}" + f" × {ranks.world}" * (ranks.world > 1)
         )
         progress = fit(parts, budget, progress, log)
-    write_run(out, config, prepared, fingerprint, progress, parts.metric)
-    Console().print(
-        f"best {parts.metric} {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, "
-        f"model in {out / 'model'}\n"
-        f"next: shopreel publish two_tower={out} dataset={prepared.manifest['dataset']['path']} out=BUNDLES",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if ranks.lead:
+        write_run(out, config, prepared, fingerprint, progress, parts.metric)
+        dataset = prepared.manifest["dataset"]["path"]
+        Console().print(
+            f"best {parts.metric} {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, "
+            f"model in {out / 'model'}\n"
+            f"next: shopreel publish two_tower={out} dataset={dataset} out=BUNDLES",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _data(
+    config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared, ranks: Ranks
+) -> tuple[SequenceLoader, HeldOut]:
+    """The loader of this rank, and the requests that validation ranks; refuses data without either."""
+    try:
+        loader = build_loader(recipe, prepared, config.seed, ranks.rank, ranks.world)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    gain = gain_mask(prepared, recipe.validation.gain)
+    held = held_out(prepared, 1, gain, recipe.validation.max_users, recipe.max_steps)
+    if not held.requests:
+        raise ConfigError(
+            f"{prepared.path}: no user has an unseen positive in the validation split; choose another "
+            "model.validation.gain, or prepare again with other split dates"
+        )
+    return loader, held
+
+
+def _sharded(tables: TableKind, ranks: Ranks) -> bool:
+    """Whether TorchRec holds the tables."""
+    if tables is TableKind.plain and ranks.world > 1:
+        raise ConfigError(f"tables=plain is for one process, and these are {ranks.world}; use tables=auto")
+    return tables is TableKind.torchrec or ranks.world > 1
+
+
+def _opening(config: TrainConfig, out: Path, restored: Progress | None) -> str:
+    """What the run begins with."""
+    if restored is None:
+        return f"{out}: nothing to resume yet, starting afresh" if config.resume else f"{out}: a new run"
+    if restored.stopped:
+        return f"{out}: finished already, nothing to do ({restored.stopped})"
+    return f"{out}: resumed at step {restored.step}, epoch {restored.epoch + 1}"

@@ -22,6 +22,11 @@ class HeldOut:
     seen: list[np.ndarray]
     truth: list[np.ndarray]
 
+    def take(self, places: np.ndarray) -> "HeldOut":
+        """The requests at ``places``."""
+        chosen = places.tolist()
+        return HeldOut(*([getattr(self, name)[i] for i in chosen] for name in self.__dataclass_fields__))
+
 
 def gain_mask(prepared: Prepared, gain: str) -> int:
     """Label mask of what is relevant: a label, ``any``, or ``auto`` (long_view, else click, else any)."""
