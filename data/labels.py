@@ -1,6 +1,6 @@
 """Labels by attribution: a later action goes to the impression that caused it, inside a window.
 
-Pure functions over arrays of whole users; ``data.records`` brings the arrays.
+Pure functions over arrays of whole users; ``data.blocks`` brings the arrays.
 """
 
 from collections.abc import Mapping
