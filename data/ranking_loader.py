@@ -69,6 +69,18 @@ class RankingFeatures:
         """Statistics ``[B, K, G]`` of candidates."""
         return candidate_statistics(requests, outcome_BSC, video_BK, self.keys, self.counts, self.spec)
 
+    def impressions(self, sequences: Sequences, chosen: I64) -> "RankingBatch":
+        """The impressions ``chosen`` (places in the flat example arrays) with features and labels."""
+        requests = requests_of(sequences, chosen, self.spec.max_steps)
+        outcome, users = self.user(requests)
+        columns = {name: column[chosen].astype(np.int64) for name, column in sequences.examples.items()}
+        video = columns["example_video"]
+        return RankingBatch(
+            requests, video, users, self.candidates(requests, outcome, video[:, None])[:, 0],
+            columns["example_true"], columns["example_known"], columns["example_watch_ms"],
+            columns["example_order_value_minor"], columns["example_position"],
+        )  # fmt: skip
+
 
 def requests_of(sequences: Sequences, chosen: I64, max_steps: int) -> Requests:
     """The requests behind the impressions ``chosen`` (places in the flat example arrays)."""
@@ -147,15 +159,7 @@ class RankingLoader:
 
     def batch(self, sequences: Sequences, chosen: I64) -> RankingBatch:
         """The impressions ``chosen`` with their features and labels."""
-        requests = requests_of(sequences, chosen, self.features.spec.max_steps)
-        outcome, users = self.features.user(requests)
-        columns = {name: column[chosen].astype(np.int64) for name, column in sequences.examples.items()}
-        video = columns["example_video"]
-        return RankingBatch(
-            requests, video, users, self.features.candidates(requests, outcome, video[:, None])[:, 0],
-            columns["example_true"], columns["example_known"], columns["example_watch_ms"],
-            columns["example_order_value_minor"], columns["example_position"],
-        )  # fmt: skip
+        return self.features.impressions(sequences, chosen)
 
     def _sequences(self, shard: int) -> Sequences:
         if self._cached is None or self._cached[0] != shard:

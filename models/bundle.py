@@ -33,6 +33,9 @@ from data.vocabulary import Vocabulary
 from models.inference import UserEncoder
 from models.manifest import MANIFEST, Manifest, is_bundle_name
 from models.portable import load_two_tower
+from models.ranker_inference import RankerScorer
+from models.ranker_portable import FILES as RANKER_FILES
+from models.ranker_portable import load_ranker
 
 CURRENT = "CURRENT"
 #: Popularity over all markets, for a market of which nothing is known.
@@ -55,7 +58,8 @@ class Bundle:
     the dataset, None where it has none. ``video_vectors`` is float32[N + 1, D], memory-mapped;
     ``video_train_count`` int64[N + 1] counts training impressions. ``prepared`` is ``prepared.json``: split,
     attribution and other settings that later commands take from here.
-    ``popularity`` is by market, ``EVERYWHERE`` always there.
+    ``popularity`` is by market, ``EVERYWHERE`` always there. ``ranker``: None where the
+    tower's score decides.
     """
 
     path: Path
@@ -75,6 +79,7 @@ class Bundle:
     videos: pa.Table
     products: pa.Table | None
     popularity: dict[str, Popularity]
+    ranker: RankerScorer | None = None
 
     @property
     def name(self) -> str:
@@ -118,6 +123,8 @@ class Bundle:
             videos=_videos(directory / "videos.arrow", prepared.catalogue),
             products=read_arrow(directory / "products.arrow") if "products.arrow" in manifest.files else None,
             popularity=_popularity(directory / "popularity.arrow", len(prepared.catalogue)),
+            ranker=open_ranker(directory / "ranker", prepared, device=device)
+            if "ranker" in manifest.models else None,
         )  # fmt: skip
 
 
@@ -134,6 +141,15 @@ def open_encoder(
             "publish again"
         )
     return UserEncoder(tower, prepared.user_table, vectors, device)
+
+
+def open_ranker(model: Path, prepared: Prepared, *, device: str = "cpu") -> RankerScorer:
+    """The ranker of the portable ``model``, with the catalogue's vectors computed."""
+    parts = load_ranker(
+        model, prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
+        users=len(prepared.users), device=device,
+    )  # fmt: skip
+    return RankerScorer(parts, prepared.video_table, prepared.user_table, device)
 
 
 def feature_hashes(prepared: Prepared) -> dict[str, str]:
@@ -193,11 +209,12 @@ def move_current(bundles: Path, name: str) -> None:
 
 def write_parts(
     directory: Path, *, prepared: Prepared, model: Path, vectors: NDArray[np.float32], videos: pa.Table,
-    products: pa.Table | None, popularity: dict[str, Popularity],
+    products: pa.Table | None, popularity: dict[str, Popularity], ranker: Path | None = None,
 ) -> None:  # fmt: skip
     """Write all but index, golden requests and manifest into the empty ``directory``.
 
-    ``model`` is a portable two-tower directory; ``videos`` any rows with a ``video_id``.
+    ``model`` is a portable two-tower directory, ``ranker`` that of a ranker where there is one; ``videos``
+    any rows with a ``video_id``.
     """
     prepared.save_tables(directory / "prepared")
     manifest = read_json(directory / "prepared" / "prepared.json")
@@ -206,6 +223,10 @@ def write_parts(
     (directory / "two_tower").mkdir()
     for name in ("model.json", "model.safetensors"):
         shutil.copyfile(model / name, directory / "two_tower" / name)
+    if ranker is not None:
+        (directory / "ranker").mkdir()
+        for name in RANKER_FILES:
+            shutil.copyfile(ranker / name, directory / "ranker" / name)
     np.save(directory / "video_vectors.npy", np.ascontiguousarray(vectors, np.float32), allow_pickle=False)
     write_arrow(directory / "videos.arrow", in_catalogue_order(videos, prepared.catalogue))
     if products is not None:

@@ -85,13 +85,24 @@ class RankerScorer:
         """Predictions for catalogue ``rows`` [K] (row 0: the unknown video), order kept; K may be 0."""
         rows = np.asarray(rows, np.int64)
         statistics = self.features.candidates(user.requests, user.outcome_BSC, rows[None])
-        raw_KT, watch, order = self._read(self._score(user, rows[None], statistics), rows)
-        market_K = np.repeat(user.requests.market, len(rows))
-        p_KT = self.calibration.apply(raw_KT, market_K, self.model.shape.parents).astype(np.float32)
-        probabilities = {task: p_KT[:, place] for place, task in enumerate(self.tasks)}
+        scores = self._score(user, rows[None], statistics)
+        return self._finish(scores, rows, np.repeat(user.requests.market, len(rows)))
+
+    def predict(self, batch: RankingBatch) -> Predictions:
+        """Predictions ``[B]`` of logged impressions: what :meth:`score` says of each."""
+        user = self._prepare(batch.requests)
+        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
+        return self._finish(scores, batch.video_B, batch.requests.market)
+
+    def _finish(self, scores: Scores, rows_E: I64, market_E: I64) -> Predictions:
+        raw_ET, watch, order = self._read(scores, rows_E)
+        p_ET = self.calibration.apply(raw_ET, market_E, self.model.shape.parents).astype(np.float32)
+        probabilities = {task: p_ET[:, place] for place, task in enumerate(self.tasks)}
         if order is not None and "purchase" in probabilities:
             order = order * probabilities["purchase"]
-        return Predictions(probabilities, watch, order, self.value.of(probabilities, watch, order, len(rows)))
+        return Predictions(
+            probabilities, watch, order, self.value.of(probabilities, watch, order, len(rows_E))
+        )
 
     def raw(self, batch: RankingBatch) -> npt.NDArray[np.float64]:
         """Probabilities ``[B, T]`` of logged impressions before calibration."""

@@ -1,5 +1,5 @@
-"""A trained ranker as files: weights and counts as safetensors; ``model.json`` (shape, meaning of its numbers,
-watch bins), ``calibration.json`` and ``value.json``.
+"""A trained ranker as files: weights and counts as safetensors; ``model.json`` (shape, meaning of its
+numbers, watch bins), ``calibration.json`` and ``value.json``.
 """
 
 from collections.abc import Sequence

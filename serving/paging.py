@@ -75,7 +75,13 @@ class PageMaker:
                 ranked = self._rank(live, request, deadline)
             with self._metrics.stage("page"):
                 page = build_page(
-                    Candidates(ranked.video_row, ranked.score, ranked.source, ranked.score),
+                    Candidates(
+                        ranked.video_row,
+                        ranked.score,
+                        ranked.source,
+                        ranked.score if ranked.retrieval_score is None else ranked.retrieval_score,
+                        ranked.probabilities,
+                    ),
                     size,
                     live.facts,
                     audience,

@@ -1,4 +1,4 @@
-"""The one place that knows the order: user vector → retrieve within the hard rules → score → order.
+"""The one place that knows the order: user vector → retrieve within the hard rules → rank by value.
 
 The server, ``replay`` and ``recommend`` all call :meth:`Pipeline.rank`; so do the golden requests.
 
@@ -7,13 +7,15 @@ Axes: B requests, D dimensions, K videos.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
 
 from data.history import UserRequest
 from models.bundle import EVERYWHERE, Bundle
+from models.ranker_inference import Predictions
+from models.value import ValueFormula
 from serving.catalogue import CatalogueFacts
 from serving.exact import NO_HITS, NO_ROWS, Hits, Mask, Rows, Vectors, best_first, pair_scores
 from serving.index import open_index
@@ -23,6 +25,10 @@ Search = Callable[..., list[Hits]]
 LOG = logging.getLogger("shopreel.pipeline")
 #: Sources of a video in a ranked list.
 TWO_TOWER, POPULARITY = "two_tower", "popularity"
+
+
+#: Videos that the ranker looks at, at least, for a request.
+CANDIDATES = 500
 
 
 class Stage(Enum):
@@ -60,7 +66,8 @@ class RankedList:
     """The answer to one request, best first, equal scores by row; shorter than ``k`` only for want of videos.
 
     ``source[i]`` says where ``video_row[i]`` came from. ``degraded`` names what failed on the way; empty
-    when all went well. ``stages`` is filled only when asked for.
+    when all went well. With a ranker ``score`` is the value, ``probabilities`` hold float32[K] per task and
+    ``retrieval_score`` the tower's. ``stages`` is filled only when asked for.
     """
 
     video_row: Rows
@@ -68,17 +75,24 @@ class RankedList:
     source: tuple[str, ...]
     degraded: tuple[str, ...] = ()
     stages: Mapping[Stage, Hits] = field(default_factory=dict)
+    probabilities: Mapping[str, Vectors] = field(default_factory=dict)
+    retrieval_score: Vectors | None = None
 
 
 class Pipeline:
     """Ranks requests against one bundle; safe to call from several threads.
 
     ``facts`` are what the hard rules know. ``retriever`` may be changed while it serves: added and
-    removed videos count from the next request.
+    removed videos count from the next request. A bundle with a ranker scores at least ``candidates``
+    retrieved videos and orders them by ``value`` (None: the bundle's own formula).
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(
+        self, bundle: Bundle, *, candidates: int = CANDIDATES, value: ValueFormula | None = None
+    ) -> None:
         self.bundle = bundle
+        self.candidates = candidates
+        self.value = value
         self.retriever = Retriever(bundle.video_vectors, open_index(bundle))
         self.facts = CatalogueFacts.of(bundle.videos, bundle.products)
 
@@ -86,7 +100,8 @@ class Pipeline:
         """Rank every request; the answers are in the order of ``requests``.
 
         A user encoder or a search that fails degrades the request to popularity in its market and says
-        so in ``degraded`` (``user_encoder``, ``retrieval``).
+        so in ``degraded`` (``user_encoder``, ``retrieval``); a ranker that fails, to the tower's order
+        (``ranker``).
         """
         answers: list[RankedList | None] = [None] * len(requests)
         user_BD, encoded = self._encode([request.user for request in requests])
@@ -108,15 +123,33 @@ class Pipeline:
             for place, (request, answer) in enumerate(zip(requests, answers, strict=True))
         ]
 
-    def score(self, user: UserRequest, rows: Rows) -> Vectors:
+    def score(self, user: UserRequest, rows: Rows, market: str | None = None) -> Vectors:
         """Final scores float32[K] of any catalogue rows, order kept; row 0 scores the unknown video.
 
-        Raises whatever the user encoder raises, and ``ValueError`` for a user vector that is not finite.
+        Raises whatever the models raise, and ``ValueError`` for a score that is not finite.
         """
+        if self.bundle.ranker is not None:
+            return self.predict(user, rows, market).value
         user_BD = self.bundle.encoder.encode([user])
         if not np.isfinite(user_BD).all():
             raise ValueError("the user encoder returned a vector that is not finite")
         return pair_scores(self.retriever.vectors_of(np.asarray(rows, np.int64)), user_BD[0])
+
+    def predict(self, user: UserRequest, rows: Rows, market: str | None = None) -> Predictions:
+        """What the ranker says of any catalogue rows, order kept; only for a bundle that has one.
+
+        Raises whatever the ranker raises, and ``ValueError`` for a value that is not finite.
+        """
+        ranker = self.bundle.ranker
+        assert ranker is not None
+        prepared = ranker.prepare_user(user, int(self.bundle.markets.rows([market])[0]) if market else 0)
+        said = ranker.score(prepared, np.asarray(rows, np.int64))
+        if self.value is not None:
+            value = self.value.of(said.probabilities, said.watch_ms, said.order_value_minor, len(rows))
+            said = replace(said, value=value)
+        if not np.isfinite(said.value).all():
+            raise ValueError("the ranker returned a value that is not finite")
+        return said
 
     def _eligible(self, request: RankRequest) -> Mask | None:
         """The hard rules as a mask over catalogue rows; None where they forbid nothing."""
@@ -155,29 +188,62 @@ class Pipeline:
                 {Stage.exact: truth, Stage.index: found, Stage.feed: shown}
                 for truth, found, shown in zip(exact, index, feed, strict=True)
             ]
-        return [
-            RankedList(hits.video_row, hits.score, (TWO_TOWER,) * len(hits.video_row), stages=looked_at)
-            for hits, looked_at in zip(feed, seen, strict=True)
-        ]
+        if self.bundle.ranker is None:
+            return [
+                RankedList(hits.video_row, hits.score, (TWO_TOWER,) * len(hits.video_row), stages=looked_at)
+                for hits, looked_at in zip(feed, seen, strict=True)
+            ]
+        answers = []
+        for place, request in enumerate(requests):
+            answer = self._order(request, feed[place])
+            if stages:
+                free = answer if eligible is None else self._order(request, index[place])
+                cut = {
+                    stage: Hits(*(part[: request.k] for part in hits)) for stage, hits in seen[place].items()
+                }
+                cut[Stage.ranker] = Hits(free.video_row, free.score)
+                cut[Stage.feed] = Hits(answer.video_row, answer.score)
+                answer = replace(answer, stages=cut)
+            answers.append(answer)
+        return answers
+
+    def _order(self, request: RankRequest, found: Hits) -> RankedList:
+        """The best ``k`` of the retrieved videos by value; by the tower's score where the ranker fails."""
+        try:
+            said = self.predict(request.user, found.video_row, request.market)
+        except Exception:
+            LOG.exception("the ranker failed; falling back to the order of retrieval")
+            rows, score = found.video_row[: request.k], found.score[: request.k]
+            return RankedList(rows, score, (TWO_TOWER,) * len(rows), ("ranker",))
+        best = np.lexsort((found.video_row, -said.value))[: request.k]
+        return RankedList(
+            found.video_row[best], said.value[best], (TWO_TOWER,) * len(best),
+            probabilities={task: p_K[best] for task, p_K in said.probabilities.items()},
+            retrieval_score=found.score[best],
+        )  # fmt: skip
+
+    def _depth(self, request: RankRequest) -> int:
+        """How many videos to retrieve."""
+        return request.k if self.bundle.ranker is None else max(request.k, self.candidates)
 
     def _candidates(
         self, search: Search, requests: Sequence[RankRequest], user_BD: Vectors, eligible: Mask | None
     ) -> list[Hits]:
-        """The best ``k`` of every request, by ``search`` or, where candidates are given, among those."""
+        """The nearest videos of every request, by ``search`` or, where candidates are given, among those."""
         hits = [NO_HITS] * len(requests)
         free = [place for place, request in enumerate(requests) if request.allowed_rows is None]
         if free:
-            most = max(requests[place].k for place in free)
+            most = max(self._depth(requests[place]) for place in free)
             exclude = [requests[place].exclude_rows for place in free]
             found = search(user_BD[free], most, exclude=exclude, eligible=eligible)
             for place, answer in zip(free, found, strict=True):
-                k = requests[place].k
+                k = self._depth(requests[place])
                 hits[place] = Hits(answer.video_row[:k], answer.score[:k])
         for place, request in enumerate(requests):
             if request.allowed_rows is not None:
                 rows = _allowed(request, eligible)
                 scores = pair_scores(self.retriever.vectors_of(rows), user_BD[place])
-                hits[place] = best_first(rows, scores, request.k)
+                hits[place] = best_first(rows, scores, self._depth(request))
         return hits
 
     def popular(self, request: RankRequest, reason: str) -> RankedList:

@@ -71,7 +71,7 @@ def run(config: PublishConfig) -> None:
         prepared = _tables(config, trained, dataset, draft)
         if ranker is not None and prepared is not trained.prepared:
             raise ConfigError(
-                f"ranker={config.ranker}: its counts are of the catalogue it was trained on; publish for another "
+                f"ranker={config.ranker}: its counts are of the catalogue it learnt on; publish for another "
                 "dataset without it, or train it on that one"
             )
         _fill(draft / "bundle", config, trained, ranker, dataset, prepared)
@@ -110,7 +110,7 @@ def _ranker(config: PublishConfig, trained: TrainedRun) -> TrainedRun | None:
     ranker = open_run(config.ranker, "ranker")
     if ranker.prepared.hash != trained.prepared.hash:
         raise ConfigError(
-            f"ranker={config.ranker}: trained on other prepared data than {config.two_tower}; train both on one"
+            f"ranker={config.ranker}: trained on other prepared data than {config.two_tower}; use one"
         )
     return ranker
 

@@ -20,13 +20,15 @@ from serving.golden import check_golden
 from serving.held_out import HeldOutBatch, open_log, rank_all, user_requests
 from serving.pipeline import Pipeline, Stage
 from serving.popularity_baseline import PopularityBaseline
+from serving.predictions import predict_impressions, predictions_schema
 from serving.replay_config import Baseline, ReplayConfig, Requests, Rules
 from serving.replay_tables import TableWriter, run_rows, run_schema, sliced, truth_schema
 from serving.slates import slate_requests
 
 CONFIG = ReplayConfig
-#: A bundle without a ranker has no ranker stage.
 STAGES = (Stage.exact, Stage.index, Stage.feed)
+#: With a ranker in the bundle.
+RANKED_STAGES = (Stage.exact, Stage.index, Stage.ranker, Stage.feed)
 
 
 @dataclass(slots=True)
@@ -50,9 +52,15 @@ def run(config: ReplayConfig) -> None:
     with staged_directory(config.out, overwrite=config.overwrite) as scratch:
         baseline = _baseline(config, bundle, dataset, gain, scratch)
         counts = _replay(config, pipeline, _batches(config, bundle, dataset, gain), gain, scratch, baseline)
+        _predictions(config, bundle, dataset, scratch)
         protocol = _protocol(config, bundle, dataset, gain, counts, baseline)
         write_json(scratch / "protocol.json", protocol)
     _tell(config, protocol)
+
+
+def stages_of(bundle: Bundle) -> tuple[Stage, ...]:
+    """The stages that a bundle's answers pass through."""
+    return STAGES if bundle.ranker is None else RANKED_STAGES
 
 
 def gain_of(gain: str, tasks: Sequence[str]) -> str:
@@ -68,6 +76,17 @@ def gain_of(gain: str, tasks: Sequence[str]) -> str:
             f"gain={gain}: the training log did not know it; choose one of {', '.join(tasks)}, any"
         )
     return gain
+
+
+def _predictions(config: ReplayConfig, bundle: Bundle, dataset: Dataset, scratch: Path) -> None:
+    """Write ``predictions.parquet`` where there is a ranker to predict."""
+    if bundle.ranker is None:
+        return
+    with TableWriter(scratch / "predictions.parquet", predictions_schema(bundle)) as writer:
+        for table in predict_impressions(
+            bundle, dataset, config.split.value, memory_limit_gb=config.memory_limit_gb
+        ):
+            writer.write(table)
 
 
 def _batches(config: ReplayConfig, bundle: Bundle, dataset: Dataset, gain: str) -> Iterator[HeldOutBatch]:
@@ -104,7 +123,7 @@ def _replay(
             stage: files.enter_context(
                 TableWriter(scratch / f"run_{stage.value}.parquet", run_schema(bundle))
             )
-            for stage in STAGES
+            for stage in stages_of(bundle)
         }
         truth = files.enter_context(TableWriter(scratch / "truth.parquet", truth_columns))
         if baseline is not None:
@@ -153,7 +172,8 @@ def _protocol(
         "true_videos": counts.truths,
         "bundle": bundle.name,
         "index": {**bundle.manifest.index["parameters"], **bundle.manifest.measured["index"]},
-        "stages": [stage.value for stage in STAGES],
+        "stages": [stage.value for stage in stages_of(bundle)],
+        **({} if bundle.ranker is None else {"value_formula": bundle.ranker.value.to_json()}),
         "degraded": counts.degraded,
         "dataset": dataset.info.name,
         "dataset_is_that_of_training": fingerprint(dataset) == bundle.manifest.dataset["fingerprint"],
@@ -174,8 +194,11 @@ def _tell(config: ReplayConfig, protocol: dict[str, Any]) -> None:
         f"{protocol['requests_with_truth']:,} requests of the {config.split.value} split with "
         f"{protocol['true_videos']:,} right videos ({protocol['gain']}), of {protocol['catalogue_size']:,}; "
         f"{protocol['requests_without_truth']:,} requests without any are left out",
-        f"{protocol['bundle']} has no ranker, so there is no run_ranker.parquet and no predictions.parquet",
     ]
+    if "ranker" not in protocol["stages"]:
+        lines.append(
+            f"{protocol['bundle']} has no ranker: there is no run_ranker.parquet and no predictions.parquet"
+        )
     if protocol["degraded"]:
         lines.append(f"degraded answers: {protocol['degraded']}; see the log above")
     if not protocol["dataset_is_that_of_training"]:
