@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.inputs import RunSource, is_predictions, open_runs
+from evaluation.inputs import STAGES, RunSource, is_predictions, open_runs
 
 Pairs = list[tuple[str, str]]
 
@@ -14,7 +14,7 @@ def open_baseline(value: Any, sources: list[RunSource], primary: str) -> tuple[P
 
     ``baseline=`` is the name of one of the runs (every other one is compared with it) or the place of
     other runs (stages are compared with the same stage, the primary run with the last of them). Without
-    a baseline several runs that are not stages of one pipeline are compared with the first.
+    a baseline, stages are compared with a run that is none, and several plain runs with the first.
     """
     names = [source.name for source in sources]
     if isinstance(value, str) and value in names:
@@ -24,7 +24,10 @@ def open_baseline(value: Any, sources: list[RunSource], primary: str) -> tuple[P
         by_stage = {old.stage: old.name for old in olds if old.stage}
         pairs = [(source.name, by_stage[source.stage]) for source in sources if source.stage in by_stage]
         return pairs or [(primary, olds[-1].name)], olds
-    if value is None and len(names) > 1 and not any(source.stage for source in sources):
+    if value is None:
+        references = [source.name for source in sources if source.stage not in STAGES]
+        if len(references) < len(names):  # such as the popularity run that replay adds to its stages
+            return [(primary, name) for name in references], []
         return [(name, names[0]) for name in names[1:]], []
     return [], []
 

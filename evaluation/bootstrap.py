@@ -52,14 +52,19 @@ def user_sums(value_RM: Floats, user_R: Ints, seed: int = 0, *, count_RM: Floats
     known_RM = ~np.isnan(value_RM)
     clean_RM = np.where(known_RM, value_RM, 0.0)
     seen_UM = [sum_by(user_R, known, users) > 0 for known in known_RM.T]
-    unit_R = user_R
-    if users > MAX_UNITS:
-        shuffled = np.random.default_rng([seed, 1]).permutation(users) % MAX_UNITS
-        unit_R, users = shuffled[user_R], MAX_UNITS
+    unit_R, users = resampling_units(user_R, users, seed)
     sums = [sum_by(unit_R, column, users) for column in clean_RM.T]
     weight_RM = known_RM if count_RM is None else np.where(known_RM, count_RM, 0.0)
     counts = [sum_by(unit_R, column, users) for column in weight_RM.T]
     return UserSums(stack(sums, users), stack(counts, users), np.array([s.sum() for s in seen_UM], np.int64))
+
+
+def resampling_units(user_R: Ints, users: int, seed: int) -> tuple[Ints, int]:
+    """The unit that each row is drawn with, and how many there are: its user, or a random group of them."""
+    if users <= MAX_UNITS:
+        return user_R, users
+    group_U = np.random.default_rng([seed, 1]).permutation(users) % MAX_UNITS
+    return group_U[user_R], MAX_UNITS
 
 
 def draws(units: int, replicates: int, seed: int) -> Iterator[Floats]:

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.comparison import Correction
+from evaluation.experiment_study import ExperimentConfig
 from evaluation.gate import Condition, parse_conditions
+from evaluation.policy_config import OffPolicyConfig
 from evaluation.ranking import METRICS, parse_metric
 from evaluation.ranking_study import Settings
+from evaluation.tracking import MlflowConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,6 +19,7 @@ class EvaluateConfig:
     run: Any
     truth: str | None
     predictions: Any
+    log: str | None
     baseline: Any
     dataset: str | None
     out: str | None
@@ -27,7 +31,10 @@ class EvaluateConfig:
     correction: Correction
     seed: int
     slices: list[str]
+    off_policy: OffPolicyConfig
+    experiment: ExperimentConfig
     fail_under: str | None
+    mlflow: MlflowConfig
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.metrics if kind not in METRICS]

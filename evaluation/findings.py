@@ -40,17 +40,17 @@ def stage_findings(study: StageStudy) -> list[Finding]:
                 text += f"; it keeps {kept / offered:.0%} of {offered:,} right videos that {_OFFERED[step]}"
             found.append(Finding(step, "", lost, text))
         if step != "tower":
-            found += [_sliced(step, study.metric, loss.value, value) for value in study.worst[step]]
+            found += [_sliced(step, value) for value in study.worst[step]]
     return sorted(found, key=lambda finding: -finding.loss)
 
 
-def comparison_findings(comparison: Comparison, metric: str) -> list[Finding]:
+def comparison_findings(comparison: Comparison) -> list[Finding]:
     """Slices in which a change did surely worse than overall and worse than before."""
     found = []
     for value in comparison.worst:
         if value.estimate.high < 0:
             text = (
-                f"{comparison.new} is worse than {comparison.old} where {value.name}: {metric} "
+                f"{comparison.new} is worse than {comparison.old} where {value.name}: {value.metric} "
                 f"{value.estimate.value:+.4f} there, {value.estimate.value - value.gap:+.4f} overall "
                 f"({value.estimate.n:,} users, p {p_text(value.p)})"
             )
@@ -64,9 +64,9 @@ def comparison_findings(comparison: Comparison, metric: str) -> list[Finding]:
     return found
 
 
-def _sliced(step: str, metric: str, overall: float, value: SliceValue) -> Finding:
+def _sliced(step: str, value: SliceValue) -> Finding:
     text = (
-        f"{step} loses {-value.estimate.value:.4f} of {metric} where {value.name}, {-overall:.4f} overall "
-        f"({value.estimate.n:,} users, p {p_text(value.p)})"
+        f"{step} loses {-value.estimate.value:.0%} of the {value.metric} that reached it where {value.name}, "
+        f"{value.gap - value.estimate.value:.0%} overall ({value.estimate.n:,} users, p {p_text(value.p)})"
     )
     return Finding(step, value.name, -value.weight, text)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from evaluation.bootstrap import Estimate
 from evaluation.comparison import compare_replicates, verdict
 from evaluation.config import EvaluateConfig
 from evaluation.findings import comparison_findings
-from evaluation.inputs import is_predictions
+from evaluation.inputs import is_predictions, named_paths
 from evaluation.predictions import Measured, Predictions, measure, open_predictions, prediction_replicates
 from evaluation.ranking_study import Comparison
 from evaluation.report import Report
@@ -21,9 +22,14 @@ from evaluation.slices import simpson
 MAX_SLICE_VALUES = 12
 
 
-def study_predictions(config: EvaluateConfig, named: list[tuple[str, str]], report: Report) -> None:
+def open_all(value: Any) -> dict[str, Predictions]:
+    """The tables of ``predictions=`` by name, opened and checked; empty for None."""
+    named = [] if value is None else named_paths(value)
+    return {name: open_predictions(name, path) for name, path in named}
+
+
+def study_predictions(config: EvaluateConfig, opened: dict[str, Predictions], report: Report) -> None:
     """Measure every predictions table into ``report`` and compare them with the baseline."""
-    opened = {name: open_predictions(name, path) for name, path in named}
     old = _baseline(config, opened)
     found: dict[str, Measured] = {}
     for name, data in opened.items():
@@ -45,9 +51,7 @@ def study_predictions(config: EvaluateConfig, named: list[tuple[str, str]], repo
     for name in opened:
         if old is not None and name != old:
             report.comparisons.append(_compare(config, name, old, found, report))
-            report.findings += comparison_findings(
-                report.comparisons[-1], report.comparisons[-1].differences[0].metric
-            )
+            report.findings += comparison_findings(report.comparisons[-1])
 
 
 def _baseline(config: EvaluateConfig, opened: dict[str, Predictions]) -> str | None:

@@ -43,19 +43,16 @@ class Ranked:
         return sum_by(self.request_H[kept_H], weight_H[kept_H], self.requests)
 
 
-def ranked(hits: Hits, truth: Truth, kept_T: Bools | None = None) -> Ranked:
-    """Order hits and truth for the metrics below; ``kept_T`` leaves only some videos right."""
-    right_T = np.ones(len(truth.gain_T), np.bool_) if kept_T is None else kept_T
-    kept_H = right_T[hits.truth_H]
+def ranked(hits: Hits, truth: Truth) -> Ranked:
+    """Order hits and truth for the metrics below."""
     ideal = np.lexsort((-truth.gain_T, truth.request_T))
-    ideal = ideal[right_T[ideal]]
     return Ranked(
         requests=truth.requests,
-        request_H=hits.request_H[kept_H],
-        rank_H=hits.rank_H[kept_H],
-        gain_H=truth.gain_T[hits.truth_H[kept_H]],
-        ordinal_H=_ordinal(hits.request_H[kept_H]),
-        right_R=np.bincount(truth.request_T[right_T], minlength=truth.requests).astype(np.float64),
+        request_H=hits.request_H,
+        rank_H=hits.rank_H,
+        gain_H=truth.gain_T[hits.truth_H],
+        ordinal_H=_ordinal(hits.request_H),
+        right_R=np.bincount(truth.request_T, minlength=truth.requests).astype(np.float64),
         request_T=truth.request_T[ideal],
         ideal_gain_T=truth.gain_T[ideal],
         ideal_rank_T=_ordinal(truth.request_T[ideal]),
@@ -139,17 +136,10 @@ METRICS: dict[str, Callable[[Ranked, int], Floats]] = {
 }
 
 
-def score_requests(hits: Hits, truth: Truth, names: list[str], kept_T: Bools | None = None) -> Floats:
-    """Values [R, M] of metrics named like ``recall@20``, one column each, in the order given.
-
-    With ``kept_T`` only those right videos count; a request that is left with none is NaN.
-    """
-    data = ranked(hits, truth, kept_T)
-    with np.errstate(invalid="ignore"):
-        columns = [METRICS[kind](data, k) for kind, k in map(parse_metric, names)]
-    value_RM = stack(columns, truth.requests)
-    value_RM[data.right_R == 0] = np.nan
-    return value_RM
+def score_requests(hits: Hits, truth: Truth, names: list[str]) -> Floats:
+    """Values [R, M] of metrics named like ``recall@20``, one column each, in the order given."""
+    data = ranked(hits, truth)
+    return stack([METRICS[kind](data, k) for kind, k in map(parse_metric, names)], truth.requests)
 
 
 def parse_metric(name: str) -> tuple[str, int]:

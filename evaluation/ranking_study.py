@@ -1,21 +1,20 @@
 """Everything that run and truth tables say: metrics, comparisons, slices, the waterfall over stages."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.dataset as ds
 
-from evaluation.arrays import Bools, Floats
-from evaluation.bootstrap import Estimate, estimates, user_sums
+from evaluation.arrays import Floats
+from evaluation.bootstrap import Estimate, estimates
 from evaluation.comparison import Correction, Difference, compare_requests, verdict
 from evaluation.hits import Hits, find_hits
 from evaluation.inputs import RunSource
 from evaluation.ranking import parse_metric, score_requests
-from evaluation.slices import SliceValue, simpson, slice_sums, slice_values, worst_in_turn
+from evaluation.slices import Sliceable, SliceValue, simpson
 from evaluation.slicing import SliceColumn
 from evaluation.truth import Truth
-from evaluation.waterfall import Waterfall, kept_videos, step_estimates, waterfall
+from evaluation.waterfall import kept_videos, rank_of_truth, step_estimates, video_waterfall, waterfall
 
 Metrics = dict[str, Estimate]
 #: So many worst slices are named per run, comparison or stage.
@@ -100,11 +99,15 @@ def compare_runs(
         seed=settings.seed,
     )
 
-    def difference(kept_T: Bools) -> Floats:
-        pair = [score_requests(run.hits, truth, [settings.verdict], kept_T) for run in (new[1], old[1])]
-        return pair[0] - pair[1]
-
-    slices, worst = _sliced(difference, truth, columns, settings)[0]
+    k = parse_metric(settings.verdict)[1]
+    m = settings.names.index(settings.verdict)
+    slices, worst = cut_both(
+        settings,
+        truth,
+        columns,
+        (settings.verdict, new[1].value_RM[:, m] - old[1].value_RM[:, m], np.ones(truth.requests)),
+        (f"recall@{k}", found_at(new[1], truth, k) - found_at(old[1], truth, k), np.ones(len(truth.gain_T))),
+    )
     by_column: dict[str, list[float]] = {}
     for value in slices:
         by_column.setdefault(value.column, []).append(value.estimate.value)
@@ -116,12 +119,20 @@ def compare_runs(
 def slice_run(
     run: ScoredRun, truth: Truth, columns: list[SliceColumn], settings: Settings
 ) -> tuple[list[SliceValue], list[SliceValue]]:
-    """The verdict's metric of one run in every slice, and the worst slices in turn."""
+    """One run in every slice, and the worst slices in turn.
 
-    def score(kept_T: Bools) -> Floats:
-        return score_requests(run.hits, truth, [settings.verdict], kept_T)
-
-    return _sliced(score, truth, columns, settings)[0]
+    Columns of the request are measured in the verdict's metric over their requests, columns of the video
+    in recall over their right videos.
+    """
+    k = parse_metric(settings.verdict)[1]
+    m = settings.names.index(settings.verdict)
+    return cut_both(
+        settings,
+        truth,
+        columns,
+        (settings.verdict, run.value_RM[:, m], np.ones(truth.requests)),
+        (f"recall@{k}", found_at(run, truth, k), np.ones(len(truth.gain_T))),
+    )
 
 
 def study_stages(
@@ -138,40 +149,59 @@ def study_stages(
     if whole is None:
         return None
 
-    def steps(kept_T: Bools) -> Floats:
-        fall: Waterfall | None = waterfall(stages, truth, settings.verdict, kept_T)
-        assert fall is not None
-        return fall.step_RP
-
     found, final = step_estimates(whole, truth.user_R, replicates=settings.replicates, seed=settings.seed)
-    per_step = dict(zip(whole.steps, _sliced(steps, truth, columns, settings), strict=True))
-    kept = kept_videos(stages, parse_metric(settings.verdict)[1])
+    k = parse_metric(settings.verdict)[1]
+    videos = video_waterfall(stages, truth, k)
+    per_step = {}
+    for p, step in enumerate(whole.steps):
+        reached_R, reached_T = whole.level_RP[:, p], videos.level_RP[:, p]
+        per_step[step] = cut_both(
+            settings,
+            truth,
+            columns,
+            (settings.verdict, whole.step_RP[:, p], reached_R),
+            (f"recall@{k}", videos.step_RP[:, p], reached_T),
+        )
+    kept = kept_videos(stages, k)
     slices = {step: values for step, (values, _) in per_step.items()}
     return StageStudy(
         settings.verdict, found, final, slices, {step: w for step, (_, w) in per_step.items()}, kept
     )
 
 
-def _sliced(
-    score: Callable[[Bools], Floats], truth: Truth, columns: list[SliceColumn], settings: Settings
-) -> list[tuple[list[SliceValue], list[SliceValue]]]:
-    """Per column of ``score`` [R, P]: every slice, and the worst slices in turn."""
+def found_at(run: ScoredRun, truth: Truth, k: int) -> Floats:
+    """1 for each right video [T] that the run has in its top ``k``, else 0."""
+    return (rank_of_truth(run.hits, truth) <= k).astype(np.float64)
 
-    def measured(kept_T: Bools) -> list[list[SliceValue]]:
-        whole = user_sums(score(kept_T), truth.user_R, settings.seed)
-        sums = slice_sums(score, truth, columns, kept_T, seed=settings.seed)
-        return slice_values(
-            sums, whole, truth.requests, columns, replicates=settings.replicates, seed=settings.seed
-        )
 
-    everything = np.ones(len(truth.gain_T), np.bool_)
-    if not columns:
-        return [([], []) for _ in range(score(everything).shape[1])]
+Part = tuple[str, Floats, Floats]
 
-    def without(p: int) -> Callable[[Bools], list[SliceValue]]:
-        return lambda kept_T: measured(kept_T)[p]
 
-    return [
-        (values, worst_in_turn(values, without(p), columns, WORST))
-        for p, values in enumerate(measured(everything))
+def cut_both(
+    settings: Settings, truth: Truth, columns: list[SliceColumn], requests: Part, videos: Part
+) -> tuple[list[SliceValue], list[SliceValue]]:
+    """Slices and worst slices by columns of the request and, outside those, by columns of the video.
+
+    ``requests`` and ``videos`` are (metric, top, bottom) per request and per right video.
+    """
+    first_T = np.flatnonzero(np.r_[True, truth.request_T[1:] != truth.request_T[:-1]])
+    of_request = [
+        column for column in columns if (column.code_T == column.code_T[first_T][truth.request_T]).all()
     ]
+    whole = [SliceColumn(c.name, c.labels, c.code_T[first_T]) for c in of_request]
+    parts = (
+        Sliceable(*requests, truth.user_R, whole),
+        Sliceable(*videos, truth.user_R[truth.request_T], [c for c in columns if c not in of_request]),
+    )
+    kept_R, values, worst = np.ones(truth.requests, np.bool_), [], []
+    draw = {"replicates": settings.replicates, "seed": settings.seed}
+    for part in parts:
+        if not part.columns:
+            continue
+        kept_X = kept_R if part is parts[0] else kept_R[truth.request_T]
+        values += part.cut(np.ones(len(kept_X), np.bool_), **draw)
+        named, left_X = part.worst_in_turn(part.cut(kept_X, **draw), kept_X, WORST, **draw)
+        worst += named
+        if part is parts[0]:
+            kept_R = left_X
+    return values, worst

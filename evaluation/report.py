@@ -9,7 +9,9 @@ from typing import Any
 
 from data.atomic import staged_directory, write_json
 from evaluation.bootstrap import Estimate
+from evaluation.experiment_study import ExperimentStudy
 from evaluation.findings import Finding
+from evaluation.policy_study import OffPolicyStudy
 from evaluation.protocol import Protocol
 from evaluation.ranking_study import Comparison, StageStudy
 from evaluation.slices import SliceValue
@@ -37,6 +39,9 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     predictions: dict[str, Metrics] = field(default_factory=dict)
     prediction_slices: dict[str, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
+    beyond: dict[str, Metrics] = field(default_factory=dict)
+    off_policy: OffPolicyStudy | None = None
+    experiment: ExperimentStudy | None = None
     reliability: dict[str, dict[str, list[tuple[float, float, int]]]] = field(default_factory=dict)
     protocol: Protocol = field(default_factory=Protocol)
 
@@ -44,7 +49,7 @@ class Report:
     def metrics(self) -> Metrics:
         """The metrics of the primary run and of the first predictions table."""
         first = next(iter(self.predictions.values()), {})
-        return {**self.runs.get(self.primary, {}), **first}
+        return {**self.runs.get(self.primary, {}), **self.beyond.get(self.primary, {}), **first}
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json`` (CONTRACTS section 4 and more); NaN becomes null."""
@@ -56,11 +61,16 @@ class Report:
             "warnings": self.protocol.warnings,
             "findings": plain(self.findings),
             "primary": self.primary,
-            "runs": {name: {"metrics": plain(metrics)} for name, metrics in self.runs.items()},
+            "runs": {
+                name: {"metrics": plain({**metrics, **self.beyond.get(name, {})})}
+                for name, metrics in self.runs.items()
+            },
             "predictions": {name: {"metrics": plain(metrics)} for name, metrics in self.predictions.items()},
             "reliability": plain(self.reliability),
             "comparisons": plain(self.comparisons),
             "stages": plain(self.stages),
+            "off_policy": plain(self.off_policy),
+            "experiment": plain(self.experiment),
         }
 
 
@@ -90,7 +100,7 @@ def _slices(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for value in report.slices:
         row = {"share": value.share, "gap": value.gap, "p": value.p}
-        cell = {report.slice_metric: plain(value.estimate), **plain(row)}
+        cell = {value.metric: plain(value.estimate), **plain(row)}
         found.setdefault(report.primary, {}).setdefault(value.column, {})[value.label] = cell
     for name, columns in report.prediction_slices.items():
         if columns:

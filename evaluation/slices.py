@@ -1,29 +1,28 @@
 """For whom? Metrics per slice, the worst slices, what a change did to each, and Simpson's paradox."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.arrays import Bools, Floats
-from evaluation.bootstrap import Estimate, UserSums, bca, replicate, user_sums
+from evaluation.arrays import Bools, Floats, Ints, sum_by
+from evaluation.bootstrap import Estimate, UserSums, bca, replicate, resampling_units
 from evaluation.significance import ALPHA, benjamini_hochberg, normal_test
 from evaluation.slicing import SliceColumn
-from evaluation.truth import Truth
 
-#: Slices of fewer requests are shown, and never called worst.
-MIN_REQUESTS = 20
+#: Slices of fewer users are shown, and never called worst.
+MIN_USERS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SliceValue:
     """A metric within one slice: its estimate, how far from the whole, and how sure of that.
 
-    ``share`` is the slice's part of all requests, ``gap`` its value minus the value over everything (for
-    a difference of two systems, ``estimate`` is the difference), ``p`` is adjusted by Benjamini-Hochberg
-    over all slices tested together.
+    ``share`` is the slice's part of the whole (of requests, of right videos, or of what reached a
+    stage), ``gap`` its value minus the whole's, ``p`` is adjusted by Benjamini-Hochberg over all slices
+    tested together.
     """
 
+    metric: str
     column: str
     label: str
     share: float
@@ -39,7 +38,7 @@ class SliceValue:
     @property
     def worse(self) -> bool:
         """Whether the slice is surely below the whole."""
-        return self.gap < 0 and self.p < ALPHA and self.estimate.n >= MIN_REQUESTS
+        return self.gap < 0 and self.p < ALPHA and self.estimate.n >= MIN_USERS
 
     @property
     def weight(self) -> float:
@@ -47,108 +46,87 @@ class SliceValue:
         return self.share * self.gap
 
 
-def slice_sums(
-    score: Callable[[Bools], Floats], truth: Truth, columns: list[SliceColumn], kept_T: Bools, *, seed: int
-) -> UserSums:
-    """Sums of ``score(kept_T)`` [R, P] for every value of every column within ``kept_T``: [U, S · P].
+@dataclass(frozen=True, slots=True)
+class Sliceable:
+    """Rows ``X`` to cut: ``top_X / bottom_X`` is the metric when summed; ``user_X`` who is resampled.
 
-    In a slice only its own right videos count, over the requests that have one; NaN elsewhere. For a
-    column that is constant within a request this is the metric of those requests; for a column of the
-    video (new, of a small merchant, …) it asks whether *those* videos were found.
+    Rows are requests for columns that are constant within one, and right videos for columns of videos,
+    where each video counts by itself, so that the whole is the weighted mean of the slices.
     """
-    parts = [
-        user_sums(score(kept_T & (column.code_T == code)), truth.user_R, seed)
-        for column in columns
-        for code in range(len(column.labels))
-    ]
-    return UserSums(
-        np.concatenate([part.sum_UM for part in parts], axis=1),
-        np.concatenate([part.count_UM for part in parts], axis=1),
-        np.concatenate([part.users_M for part in parts]),
-    )
 
+    metric: str
+    top_X: Floats
+    bottom_X: Floats
+    user_X: Ints
+    columns: list[SliceColumn]
 
-def slice_values(
-    slices: UserSums,
-    whole: UserSums,
-    requests: int,
-    columns: list[SliceColumn],
-    *,
-    replicates: int,
-    seed: int,
-) -> list[list[SliceValue]]:
-    """Estimates of every slice beside the whole, one list per measured column ``P`` of ``whole``.
+    def cut(self, kept_X: Bools, *, replicates: int, seed: int) -> list[SliceValue]:
+        """Every slice of the kept rows beside their whole.
 
-    Pass differences of two systems, or steps of the waterfall, to slice those. The gap is tested with
-    the standard error of (slice − whole) over shared resamples of the users, corrected by
-    Benjamini-Hochberg over all slices of one ``P``.
-    """
-    names = [(column.name, label) for column in columns for label in column.labels]
-    measured = whole.sum_UM.shape[1]
-    both = UserSums(
-        np.concatenate([slices.sum_UM, whole.sum_UM], axis=1),
-        np.concatenate([slices.count_UM, whole.count_UM], axis=1),
-        np.concatenate([slices.users_M, whole.users_M]),
-    )
-    draws_BX = replicate(both, replicates, seed)
-    low_X, high_X = bca(both, draws_BX, 0.95)
-    value_X, counted_X = both.value(), both.count_UM.sum(axis=0)
-    result = []
-    for p in range(measured):
-        at_S, at_whole = np.arange(len(names)) * measured + p, len(names) * measured + p
-        gap_S = value_X[at_S] - value_X[at_whole]
-        error_S = np.array([_deviation(draws_BX[:, at] - draws_BX[:, at_whole]) for at in at_S])
-        tested_S = both.users_M[at_S] >= MIN_REQUESTS
-        p_S = benjamini_hochberg(np.where(tested_S, normal_test(gap_S, error_S), np.nan))
-        result.append(
-            [
-                SliceValue(
-                    column=column,
-                    label=label,
-                    share=float(counted_X[at_S[s]]) / max(requests, 1),
-                    estimate=Estimate(
-                        float(value_X[at_S[s]]),
-                        float(low_X[at_S[s]]),
-                        float(high_X[at_S[s]]),
-                        int(both.users_M[at_S[s]]),
-                    ),
-                    gap=float(gap_S[s]),
-                    p=float(p_S[s]),
-                )
-                for s, (column, label) in enumerate(names)
-            ]
-        )
-    return result
+        The gap is tested with the standard error of (slice − whole) over shared resamples of users.
+        """
+        sums = self._sums(kept_X, seed)
+        draws_BS = replicate(sums, replicates, seed)
+        low_S, high_S = bca(sums, draws_BS, 0.95)
+        value_S, counted_S = sums.value(), sums.count_UM.sum(axis=0)
+        gap_S = value_S - value_S[-1]
+        error_S = np.array([_deviation(draw_B - draws_BS[:, -1]) for draw_B in draws_BS.T])
+        tested_S = sums.users_M >= MIN_USERS
+        p_S = benjamini_hochberg(np.where(tested_S, normal_test(gap_S, error_S), np.nan)[:-1])
+        names = [(column.name, label) for column in self.columns for label in column.labels]
+        return [
+            SliceValue(
+                metric=self.metric,
+                column=column,
+                label=label,
+                share=float(counted_S[s] / max(counted_S[-1], 1e-300)),
+                estimate=Estimate(float(value_S[s]), float(low_S[s]), float(high_S[s]), int(sums.users_M[s])),
+                gap=float(gap_S[s]),
+                p=float(p_S[s]),
+            )
+            for s, (column, label) in enumerate(names)
+        ]
+
+    def worst_in_turn(
+        self, values: list[SliceValue], kept_X: Bools, count: int, *, replicates: int, seed: int
+    ) -> tuple[list[SliceValue], Bools]:
+        """The worst slice, then the worst of what remains without it, and so on, and the rows left over.
+
+        A slice that is low only because it overlaps with a named one (a surface used mostly in the bad
+        market) is then not named. ``values`` are the slices of ``kept_X``.
+        """
+        columns = {column.name: column for column in self.columns}
+        found: list[SliceValue] = []
+        while (value := worst(values)) is not None:
+            found.append(value)
+            column = columns[value.column]
+            kept_X = kept_X & (column.code_T != column.labels.index(value.label))
+            if len(found) == count or not kept_X.any():
+                break
+            values = self.cut(kept_X, replicates=replicates, seed=seed)
+        return found, kept_X
+
+    def _sums(self, kept_X: Bools, seed: int) -> UserSums:
+        """Sums per resampling unit of every slice, and of the whole in the last column."""
+        users = int(self.user_X.max()) + 1 if len(self.user_X) else 0
+        unit_X, units = resampling_units(self.user_X, users, seed)
+        known_X = kept_X & ~np.isnan(self.top_X) & ~np.isnan(self.bottom_X)
+        whole = SliceColumn("", [""], np.zeros(len(unit_X), np.int64))
+        tops, bottoms, counts = [], [], []
+        for column in (*self.columns, whole):
+            width = len(column.labels)
+            code_X = column.code_T[known_X]
+            cell_X = unit_X[known_X] * width + code_X
+            tops.append(sum_by(cell_X, self.top_X[known_X], units * width).reshape(units, width))
+            bottoms.append(sum_by(cell_X, self.bottom_X[known_X], units * width).reshape(units, width))
+            pairs = np.unique(self.user_X[known_X] * width + code_X)
+            counts.append(np.bincount(pairs % width, minlength=width))
+        return UserSums(np.hstack(tops), np.hstack(bottoms), np.concatenate(counts))
 
 
 def worst(values: list[SliceValue]) -> SliceValue | None:
     """The slice surely below the whole through which most is lost, or None."""
     return min((value for value in values if value.worse), key=lambda value: value.weight, default=None)
-
-
-def worst_in_turn(
-    values: list[SliceValue],
-    without: Callable[[Bools], list[SliceValue]],
-    columns: list[SliceColumn],
-    count: int,
-) -> list[SliceValue]:
-    """The worst slice, then the worst of what remains without it, and so on: no slice is named twice.
-
-    A slice that is low only because it overlaps with a named one (a surface used mostly in the bad
-    market) is then not named. ``values`` are the slices of everything, ``without(kept_T)`` those of a
-    part of the truth.
-    """
-    codes = {column.name: column for column in columns}
-    kept_T = np.ones(len(columns[0].code_T), np.bool_) if columns else np.zeros(0, np.bool_)
-    found: list[SliceValue] = []
-    while len(found) < count and (value := worst(values)) is not None:
-        found.append(value)
-        column = codes[value.column]
-        kept_T &= column.code_T != column.labels.index(value.label)
-        if len(found) == count or not kept_T.any():
-            break
-        values = without(kept_T)
-    return found
 
 
 def simpson(whole: float, parts: dict[str, list[float]]) -> list[str]:

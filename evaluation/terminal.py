@@ -11,6 +11,8 @@ from rich.table import Table
 
 from evaluation.bootstrap import Estimate
 from evaluation.comparison import p_text
+from evaluation.experiment_study import ExperimentStudy
+from evaluation.policy_study import OffPolicyStudy
 from evaluation.protocol import STATED
 from evaluation.ranking import METRICS
 from evaluation.ranking_study import Comparison, StageStudy
@@ -39,13 +41,19 @@ def show(report: Report, console: Console | None = None) -> None:
     if report.stages is not None:
         _waterfall(report.stages, console)
     _worst(report, console)
+    if report.beyond:
+        _side_by_side("Beyond accuracy", report.beyond, console, report.primary)
+    if report.off_policy is not None:
+        _off_policy(report.off_policy, console)
+    if report.experiment is not None:
+        _experiment(report.experiment, console)
     if report.predictions:
         _side_by_side("Predictions", report.predictions, console)
     _protocol(report, console)
 
 
 def cell(estimate: Estimate | None) -> str:
-    """``.1234 [.1200, .1270]``, or a dash for what could not be measured."""
+    """``0.1234 0.1200 … 0.1270``, or a dash for what could not be measured."""
     if estimate is None or math.isnan(estimate.value):
         return "–"
     if math.isnan(estimate.low):
@@ -54,7 +62,7 @@ def cell(estimate: Estimate | None) -> str:
 
 
 def short_cell(estimate: Estimate | None) -> str:
-    """``.1234 ±.0040``, half the interval's width, for tables of many runs."""
+    """``0.1234 ±0.0040``, half the interval's width, for tables of many runs."""
     if estimate is None or math.isnan(estimate.value) or math.isnan(estimate.low):
         return cell(estimate)
     half = (estimate.high - estimate.low) / 2
@@ -71,6 +79,8 @@ def number(value: float) -> str:
 def _headlines(report: Report, console: Console) -> None:
     for comparison in report.comparisons:
         console.print(f"[bold]Verdict[/bold]  {escape(comparison.verdict)}")
+    for line in report.experiment.verdicts if report.experiment is not None else ():
+        console.print(f"[bold]Verdict[/bold]  {escape(line)}")
     for finding in report.findings[:8]:
         console.print(f"[bold red]Look at[/bold red]  {escape(finding.text)}")
 
@@ -170,12 +180,13 @@ def _bar(low: float, high: float, colour: str) -> str:
 def _worst(report: Report, console: Console) -> None:
     if not report.worst:
         return
-    table = _table(f"Worst slices of {report.primary} ({report.slice_metric})")
-    for heading in ("slice", "share", report.slice_metric, "against all", "p"):
-        table.add_column(heading, justify="left" if heading == "slice" else "right", no_wrap=True)
+    table = _table(f"Worst slices of {report.primary}")
+    for heading in ("slice", "metric", "share", "value", "against all", "p"):
+        table.add_column(heading, justify="left" if heading in ("slice", "metric") else "right", no_wrap=True)
     for value in report.worst:
         row = (
             escape(value.name),
+            value.metric,
             f"{value.share:.1%}",
             cell(value.estimate),
             f"{value.gap:+.4f}",
@@ -183,6 +194,61 @@ def _worst(report: Report, console: Console) -> None:
         )
         table.add_row(*row)
     console.print(table)
+
+
+def _off_policy(study: OffPolicyStudy, console: Console) -> None:
+    table = _table(f"What the target policy would have earned: mean {study.reward}")
+    table.add_column("estimator")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("why not")
+    table.add_row("logging policy, measured", cell(study.logging), "")
+    if study.on_policy is not None:
+        table.add_row("target policy, measured", cell(study.on_policy), "")
+    for name in [*study.estimates, *study.refused]:
+        table.add_row(name, cell(study.estimates.get(name)), escape(study.refused.get(name, "")))
+    console.print(table)
+    for kind, report in study.weights.items():
+        parts = [
+            f"{report.rows:,} rows worth {report.effective_rows:,.0f}",
+            f"rewards worth {report.effective_rewards:,.1f}",
+            f"mean {report.mean:.3f} ±{1.96 * report.mean_error:.3f}",
+            f"largest {report.largest_share:.1%}",
+            f"Pareto k {number(report.pareto_k)}",
+        ]
+        console.print(f"[bold]Weights[/bold]  {kind}: {', '.join(parts)}")
+
+
+def _experiment(study: ExperimentStudy, console: Console) -> None:
+    for arm, uplifts in study.uplifts.items():
+        table = _table(f"{arm} against {study.control}")
+        for heading in (
+            "metric",
+            study.control,
+            arm,
+            "difference",
+            "relative",
+            "p",
+            "corrected",
+            "if peeked",
+            "CUPED",
+        ):
+            table.add_column(
+                escape(heading), justify="left" if heading == "metric" else "right", no_wrap=True
+            )
+        for each in uplifts:
+            chances = (each.p, study.adjusted[arm][each.metric], each.p_always)
+            table.add_row(
+                each.metric,
+                f"{each.control:.4g}",
+                f"{each.treatment:.4g}",
+                f"{each.difference:+.4g} [dim]{each.low:+.4g} … {each.high:+.4g}[/dim]",
+                f"{each.relative:+.1%}",
+                *(p_text(p).removeprefix("= ") for p in chances),
+                f"−{each.reduction:.0%}" if each.reduction else "–",
+            )
+        console.print(table)
+    users = ", ".join(f"{arm} {count:,}" for arm, count in study.users.items())
+    console.print(f"[bold]Users[/bold]  {users}; sample ratio p {p_text(study.sample_ratio_p)}")
 
 
 def _protocol(report: Report, console: Console) -> None:

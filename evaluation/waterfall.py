@@ -6,16 +6,18 @@ order; feed rules and campaigns are differences of the metric itself. So the ste
 1 + Σ steps = the metric of the last stage, for every request and hence for every slice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evaluation.arrays import Bools, Floats, Ints
+from evaluation.arrays import Floats, Ints
 from evaluation.bootstrap import Estimate, estimates
 from evaluation.hits import Hits
 from evaluation.ranking import score_requests
 from evaluation.truth import Truth
+
+NOWHERE = np.iinfo(np.int64).max
 
 #: Steps in pipeline order and what each one lost.
 STEPS = {
@@ -31,45 +33,71 @@ STEPS = {
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """``step_RP`` is each request's loss (negative) or gain per step; ``final_R`` what was left of 1."""
+    """``level_RP`` is what reaches each step, ``step_RP`` its loss (negative) or gain, ``final_R`` the rest.
+
+    Rows are requests, or right videos where each counts by itself.
+    """
 
     metric: str
     steps: list[str]
+    level_RP: Floats
     step_RP: Floats
     final_R: Floats
 
 
-def waterfall(
-    stages: Mapping[str, Hits], truth: Truth, metric: str, kept_T: Bools | None = None
-) -> Waterfall | None:
-    """The steps between the stages that are there; None without ``exact`` or ``index``.
+def waterfall(stages: Mapping[str, Hits], truth: Truth, metric: str) -> Waterfall | None:
+    """The steps per request between the stages that are there; None without ``exact`` or ``index``.
 
     ``stages`` maps ``exact``, ``index``, ``ranker``, ``feed`` and ``feed_without_campaigns`` to the hits
-    of their runs. Requests left without a right video by ``kept_T`` are NaN throughout.
+    of their runs.
     """
-    chosen = [name for name in ("exact", "index", "ranker") if name in stages]
-    if not chosen or chosen == ["ranker"]:
+    if not {"exact", "index"} & set(stages):
         return None
 
     def value(hits: Hits) -> Floats:
-        return score_requests(hits, truth, [metric], kept_T)[:, 0]
+        return score_requests(hits, truth, [metric])[:, 0]
 
-    names, values = [], []
-    for name in chosen:
-        names.append(
-            {"exact": "tower", "index": "index" if "exact" in stages else "tower", "ranker": "filter"}[name]
-        )
-        values.append(value(best_order(stages[name], truth)))
-    names.append("ranker" if "ranker" in stages else "order")
-    values.append(value(stages[chosen[-1]]))
-    if "feed" in stages:
-        if "feed_without_campaigns" in stages:
-            names.append("feed")
-            values.append(value(stages["feed_without_campaigns"]))
-        names.append("campaign" if "feed_without_campaigns" in stages else "feed")
-        values.append(value(stages["feed"]))
-    level_RP = np.stack([np.ones(truth.requests), *values], axis=1)
-    return Waterfall(metric, names, np.diff(level_RP, axis=1), level_RP[:, -1])
+    return _fall(metric, stages, lambda hits: value(best_order(hits, truth)), value, truth.requests)
+
+
+def video_waterfall(stages: Mapping[str, Hits], truth: Truth, k: int) -> Waterfall:
+    """The steps per right video [T] in recall: in the list at all, then in its top ``k``."""
+    return _fall(
+        f"recall@{k}",
+        stages,
+        lambda hits: (rank_of_truth(hits, truth) < NOWHERE).astype(np.float64),
+        lambda hits: (rank_of_truth(hits, truth) <= k).astype(np.float64),
+        len(truth.gain_T),
+    )
+
+
+def _fall(
+    metric: str,
+    stages: Mapping[str, Hits],
+    chosen: Callable[[Hits], Floats],
+    ordered: Callable[[Hits], Floats],
+    rows: int,
+) -> Waterfall:
+    choosing = [name for name in ("exact", "index", "ranker") if name in stages]
+    named = {"exact": "tower", "index": "index" if "exact" in stages else "tower", "ranker": "filter"}
+    steps = [(named[name], chosen(stages[name])) for name in choosing]
+    steps.append(("ranker" if "ranker" in stages else "order", ordered(stages[choosing[-1]])))
+    if "feed_without_campaigns" in stages:
+        steps.append(("feed", ordered(stages["feed_without_campaigns"])))
+        steps.append(("campaign", ordered(stages["feed"])))
+    elif "feed" in stages:
+        steps.append(("feed", ordered(stages["feed"])))
+    level_RP = np.stack([np.ones(rows), *(value_R for _, value_R in steps)], axis=1)
+    return Waterfall(
+        metric, [name for name, _ in steps], level_RP[:, :-1], np.diff(level_RP, axis=1), level_RP[:, -1]
+    )
+
+
+def rank_of_truth(hits: Hits, truth: Truth) -> Ints:
+    """The rank of each right video [T] in the run, ``NOWHERE`` where it is not listed."""
+    rank_T = np.full(len(truth.gain_T), NOWHERE)
+    rank_T[hits.truth_H] = hits.rank_H
+    return rank_T
 
 
 def best_order(hits: Hits, truth: Truth) -> Hits:
