@@ -21,6 +21,7 @@ from data.features import feature_name
 from data.history import UserHistory, UserRequest, history_from_columns
 from data.vocabulary import Vocabulary
 from models.bundle import CURRENT, Bundle, locate
+from models.ranker_inference import Predictions
 from serving.catalogue import CatalogueFacts
 from serving.exact import Rows, Vectors
 from serving.golden import check_golden
@@ -36,7 +37,7 @@ class NotReady(Exception):
     """No bundle is being served."""
 
 
-class Ranker(Protocol):
+class RankingPipeline(Protocol):
     """What the server asks of :class:`serving.pipeline.Pipeline`."""
 
     def rank(self, requests: Sequence[RankRequest]) -> list[RankedList]:
@@ -47,8 +48,12 @@ class Ranker(Protocol):
         """See :meth:`Pipeline.popular`."""
         ...
 
-    def score(self, user: UserRequest, rows: Rows) -> Vectors:
+    def score(self, user: UserRequest, rows: Rows, market: str | None = None) -> Vectors:
         """See :meth:`Pipeline.score`."""
+        ...
+
+    def predict(self, user: UserRequest, rows: Rows, market: str | None = None) -> Predictions:
+        """See :meth:`Pipeline.predict`; asked only where the bundle has a ranker."""
         ...
 
 
@@ -56,11 +61,13 @@ class Ranker(Protocol):
 class LiveBundle:
     """A bundle ready to answer. ``market_of(user_row)`` is the market in the user's profile, if any.
 
+    ``has_ranker`` tells whether there are probabilities; without, values are the towers' scores.
     ``videos`` are raw, by catalogue row; ``products`` raw, in any order.
     """
 
     name: str
-    ranker: Ranker
+    pipeline: RankingPipeline
+    has_ranker: bool
     facts: CatalogueFacts
     catalogue: Vocabulary
     users: Vocabulary
@@ -124,7 +131,8 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> LiveBundle:
     logger.info("bundle %s is whole: %d golden requests as published", bundle.name, count)
     return LiveBundle(
         name=bundle.name,
-        ranker=pipeline,
+        pipeline=pipeline,
+        has_ranker=bundle.ranker is not None,
         facts=pipeline.facts,
         catalogue=bundle.catalogue,
         users=bundle.users,
@@ -228,7 +236,7 @@ def _warm_up(live: LiveBundle) -> None:
     """Answer a few requests of nobody, alone and together, so that the first user pays for no start-up."""
     nobody = UserRequest(0, UserHistory.empty(), int(time.time() * 1000))
     for together in (1, 8, 1):
-        live.ranker.rank([RankRequest(nobody, k=20)] * together)
+        live.pipeline.rank([RankRequest(nobody, k=20)] * together)
     live.facts.eligible(None)
 
 

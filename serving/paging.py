@@ -104,10 +104,10 @@ class PageMaker:
             return future.result(timeout=None if left == float("inf") else max(left, 0.0))
         except (DeadlineExceeded, FutureTimeout):
             future.cancel()
-            return live.ranker.popular(request, "time_budget")
+            return live.pipeline.popular(request, "time_budget")
         except Exception:
             logger.exception("ranking failed; falling back to popularity")
-            return live.ranker.popular(request, "ranking_failed")
+            return live.pipeline.popular(request, "ranking_failed")
 
     def _dice(self, place: Cursor) -> np.random.Generator:
         """The same for the same page, so that it can be built again; and nobody's to foresee."""
@@ -118,4 +118,4 @@ class PageMaker:
 
 def _rank_together(live: object, requests: Sequence[RankRequest]) -> Sequence[RankedList]:
     assert isinstance(live, LiveBundle)
-    return live.ranker.rank(requests)
+    return live.pipeline.rank(requests)

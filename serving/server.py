@@ -6,12 +6,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from socket import SO_REUSEADDR, SOL_SOCKET, AddressFamily
+from socket import socket as Socket
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from data.contract import check_types
 from data.dataset import Dataset, read_info
@@ -37,23 +40,14 @@ def run(config: ServeConfig) -> None:
     log_as_json()
     if config.model_threads:
         torch.set_num_threads(config.model_threads)
-    store = open_store(config.store, config.limits())
-    try:
+    with (
+        bind(config.host, config.port) as socket,
+        closing(open_store(config.store, config.limits())) as store,
+    ):
         clock_ms = _clock(config)
         _warm(config, store, clock_ms)
         with _service(config, store, clock_ms) as service:
-            app = create_app(service, config.http_settings())
-            _listen(config, uvicorn.Config(
-                app,
-                host=config.host,
-                port=config.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=config.http.shutdown_s,
-            ))  # fmt: skip
-    finally:
-        store.close()
+            _listen(config, create_app(service, config.http_settings()), socket)
 
 
 def log_as_json() -> None:
@@ -87,19 +81,46 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
         service.close()
 
 
-def _listen(config: ServeConfig, settings: uvicorn.Config) -> None:
+def bind(host: str, port: int) -> Socket:
+    """Take an address before anything slow is begun; nobody is listened to yet."""
+    family = AddressFamily.AF_INET6 if ":" in host else AddressFamily.AF_INET
+    socket = Socket(family)
     try:
-        socket = settings.bind_socket()
-    except SystemExit:  # uvicorn's way to say that the address is taken
-        raise ConfigError(f"host={config.host} port={config.port}: in use, or not an address here") from None
-    host, port = socket.getsockname()[:2]
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    logger.info("listening on %s", where, extra={"url": where, "page": config.http.page})
-    print(f"shopreel serves at {where}   (Ctrl-C ends it)", flush=True)
+        socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        socket.bind((host, port))
+    except OSError as error:
+        socket.close()
+        raise ConfigError(f"host={host} port={port}: {error.strerror or error}; choose another") from None
+    return socket
+
+
+def _listen(config: ServeConfig, app: FastAPI, socket: Socket) -> None:
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=config.http.shutdown_s,
+    )
     # uvicorn drains, then raises the signal that stopped it once more: that one must not kill us
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(settings).run(sockets=[socket])
+    with suppress(KeyboardInterrupt):
+        _Server(settings).run(sockets=[socket])
     logger.info("stopped: every request in hand was answered")
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[Socket] | None = None) -> None:
+        """See :meth:`uvicorn.Server.startup`."""
+        await super().startup(sockets)
+        if sockets and self.started:
+            host, port = sockets[0].getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            logger.info("listening on %s", url, extra={"url": url})
+            print(f"shopreel serves at {url}   (Ctrl-C ends it)", flush=True)
 
 
 def _clock(config: ServeConfig) -> Callable[[], int]:

@@ -1,16 +1,20 @@
 """What each route does, without HTTP: reads the store, asks the bundle, hands the page out."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from data.history import UserRequest
 from serving import showcase
 from serving.cursor import CursorSigner
+from serving.exact import Rows, Vectors
 from serving.intake import record_of
 from serving.live import Deployment, LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings, PageMaker
 from serving.rules import Audience, hidden_codes
 from serving.schema import (
+    ApiError,
     EventsRequest,
     EventsResponse,
     ExplainRequest,
@@ -25,6 +29,7 @@ from serving.sessions import KeptPage, Sessions
 from serving.state import Store
 from serving.state.protocol import Id, Mark, PageRecord, UserState
 
+logger = logging.getLogger("shopreel.service")
 NEVER = float("inf")
 
 
@@ -78,13 +83,19 @@ class FeedService:
         user_id = live.user_id(request.user_id)
         with self.metrics.stage("state"):
             state = self._store.user(user_id, now_ms)
+        rows = live.catalogue.rows(request.video_ids)
+        user = live.user_request(user_id, state.steps, request.surface, now_ms)
+        market = request.market or live.market_of(user.user_row)
         with self.metrics.stage("score"):
-            rows = live.catalogue.rows(request.video_ids)
-            user = live.user_request(user_id, state.steps, request.surface, now_ms)
-            values = live.ranker.score(user, rows)
+            values, probabilities = _values(live, user, rows, market)
         videos = [
-            ScoredVideo(video_id=video_id, value=value, probabilities={}, known=row > 0)
-            for video_id, value, row in zip(request.video_ids, values.tolist(), rows.tolist(), strict=True)
+            ScoredVideo(
+                video_id=video_id,
+                value=float(values[place]),
+                probabilities={task: float(p_K[place]) for task, p_K in probabilities.items()},
+                known=bool(rows[place] > 0),
+            )
+            for place, video_id in enumerate(request.video_ids)
         ]
         return encode(ScoreResponse(bundle=live.name, degraded=[], videos=videos))
 
@@ -176,6 +187,21 @@ class FeedService:
             self.metrics.slots.labels(slot.source).inc()
         if not served.slots:
             self.metrics.empty_pages.inc()
+
+
+def _values(
+    live: LiveBundle, user: UserRequest, rows: Rows, market: str | None
+) -> tuple[Vectors, Mapping[str, Vectors]]:
+    """Value of each row, and its probabilities by task where the bundle has a ranker."""
+    try:
+        if not live.has_ranker:
+            return live.pipeline.score(user, rows), {}
+        said = live.pipeline.predict(user, rows, market)
+    except Exception as error:
+        logger.exception("scoring failed")
+        message = "the model does not answer; try again, or ask for a feed, which can do without"
+        raise ApiError(503, "scoring_failed", message, retry_after_s=5) from error
+    return said.value, said.probabilities
 
 
 def _audience(

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from data.history import UserRequest
 from data.vocabulary import Vocabulary
+from models.ranker_inference import Predictions
 from serving.app import HttpSettings
 from serving.catalogue import CatalogueFacts
 from serving.exact import Rows, Vectors, best_first
@@ -114,10 +115,15 @@ class CircleRanker:
         found = self._best(request, by_number, "popularity")
         return RankedList(found.video_row, found.score, found.source, (reason,))
 
-    def score(self, user: UserRequest, rows: Rows) -> Vectors:
+    def score(self, user: UserRequest, rows: Rows, market: str | None = None) -> Vectors:
         if self.fail:
             raise RuntimeError("the model is broken")
         return self.scores(user.user_row)[rows]
+
+    def predict(self, user: UserRequest, rows: Rows, market: str | None = None) -> Predictions:
+        """The chance of a click falls with the distance on the circle."""
+        value = self.score(user, rows)
+        return Predictions({"click": 1 / (1 - value)}, None, None, value)
 
     def _best(self, request: RankRequest, scores: Vectors, source: str) -> RankedList:
         kept = self.facts.eligible(request.market).copy()
@@ -134,6 +140,7 @@ def fake_bundle(
     users: int = 50,
     text_ids: bool = False,
     markets: bool = False,
+    ranker: bool = False,
 ) -> LiveBundle:
     """A bundle of ``count`` videos; ids are 1 … count, or ``v001`` … as text."""
     ids = [f"v{v:03}" for v in range(1, count + 1)] if text_ids else list(range(1, count + 1))
@@ -142,7 +149,8 @@ def fake_bundle(
     facts = CatalogueFacts.of(videos, products)
     return LiveBundle(
         name=name,
-        ranker=CircleRanker(facts),
+        pipeline=CircleRanker(facts),
+        has_ranker=ranker,
         facts=facts,
         catalogue=Vocabulary.build(pa.array(ids)),
         users=Vocabulary.build(pa.array(range(1, users + 1))),
@@ -195,7 +203,7 @@ class World:
 
     @property
     def ranker(self) -> CircleRanker:
-        ranker = self.deployment.live.ranker
+        ranker = self.deployment.live.pipeline
         assert isinstance(ranker, CircleRanker)
         return ranker
 

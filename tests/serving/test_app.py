@@ -211,7 +211,10 @@ def test_a_body_may_not_be_too_long(world: World) -> None:
 
 
 def test_a_fault_of_ours_shows_no_traceback(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.ranker.fail = True
+    def broken(request: object, deadline: float) -> bytes:
+        raise RuntimeError("the model is broken")
+
+    world.service.score = broken  # type: ignore[method-assign, assignment]
     with serve(world) as client, caplog.at_level(logging.ERROR):
         answer = client.post(
             "/v1/score", json={"user_id": 5, "video_ids": [1]}, headers={"x-request-id": "abc"}
@@ -220,6 +223,20 @@ def test_a_fault_of_ours_shows_no_traceback(world: World, caplog: pytest.LogCapt
     assert "abc" in detail["message"]
     assert "the model is broken" not in answer.text
     assert "the model is broken" in caplog.text
+
+
+def test_scores_come_with_probabilities_where_there_is_a_ranker(tmp_path: Path) -> None:
+    world = make_world(tmp_path, fake_bundle(ranker=True))
+    question = {"user_id": 5, "video_ids": [6, 5]}
+    with serve(world) as client:
+        answer = client.post("/v1/score", json=question).json()["videos"]
+        assert [video["value"] for video in answer] == [-1.0, 0.0]
+        assert [video["probabilities"] for video in answer] == [{"click": 0.5}, {"click": 1.0}]
+        world.ranker.fail = True
+        refused = client.post("/v1/score", json=question)
+        error(refused, 503, "scoring_failed")
+        assert "retry-after" in refused.headers
+    world.close()
 
 
 def test_a_broken_model_degrades_the_feed_to_popularity(world: World, client: TestClient) -> None:
