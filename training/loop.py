@@ -68,8 +68,8 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
     """
     parts.loader.position = LoaderPosition(progress.epoch, progress.shard, progress.batch)
     clock = _Clock(progress.seconds)
-    if progress.stopped == "time" and progress.seconds < budget.max_seconds:
-        progress.stopped = ""  # resumed with more time
+    if not is_over(progress, budget):
+        progress.stopped = ""
     parts.model.train()
     while not progress.stopped:
         out_of_time = _epoch(parts, budget, progress, log, clock)
@@ -94,6 +94,11 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
         progress.stopped = _reason_to_stop(progress, budget, out_of_time)
         _save(parts, progress, log, clock)
     return progress
+
+
+def is_over(progress: Progress, budget: Budget) -> bool:
+    """Whether the run has ended, and not merely run out of a time that now is longer."""
+    return bool(progress.stopped) and (progress.stopped != "time" or progress.seconds >= budget.max_seconds)
 
 
 def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_Clock") -> bool:

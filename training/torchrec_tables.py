@@ -67,7 +67,11 @@ def to_jagged(features: FeatureBatch, names: list[str]) -> KeyedJaggedTensor:
 
 
 class TorchRecTables(nn.Module):
-    """One table per bag feature in one ``EmbeddingBagCollection``; without storage until it is placed."""
+    """One table per bag feature in one ``EmbeddingBagCollection``; without storage until it is placed.
+
+    The collection sums and the mean is taken here: TorchRec 1.8 divides by a bag's length a second time
+    where tables that are cut by rows stand beside others.
+    """
 
     def __init__(self, rows: dict[str, int], dim: int) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class TorchRecTables(nn.Module):
         tables = [
             EmbeddingBagConfig(
                 name=name, feature_names=[name], num_embeddings=count, embedding_dim=dim,
-                pooling=PoolingType.MEAN,
+                pooling=PoolingType.SUM,
             )
             for name, count in rows.items()
         ]  # fmt: skip
@@ -92,8 +96,13 @@ class TorchRecTables(nn.Module):
                 return self.forward(features)
         if self.collection is None:
             return self.nothing.expand(features.size, -1)
-        pooled: Tensor = self.collection(to_jagged(features, self.names)).values()
-        return pooled.view(features.size, len(self.names), self.dim).sum(1)
+        jagged = to_jagged(features, self.names)
+        pooled = self.collection(jagged)
+        sum_NFD = pooled.values().view(features.size, len(self.names), self.dim)
+        order: list[str] = pooled.keys()  # grouped by how tables are placed
+        length_FN = torch.stack([jagged[name].lengths() for name in order])
+        mean_NFD: Tensor = sum_NFD / length_FN.T.clamp_min(1)[..., None]
+        return mean_NFD.sum(1)
 
 
 class ShardedByTorchRec:

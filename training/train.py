@@ -19,7 +19,7 @@ from training.baselines import train_baseline
 from training.checkpoint import Progress, load_checkpoint
 from training.config import BaselineConfig, TableKind, TrainConfig, TwoTowerConfig
 from training.distributed import RankLostError, Ranks, open_ranks
-from training.loop import Budget, Parts, fit
+from training.loop import Budget, Parts, fit, is_over
 from training.placement import Task, UpdateRule, place, tables_factory
 from training.process import part_ways, start_process, wants_cuda
 from training.ranking import train_ranker
@@ -110,6 +110,12 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         warmup_steps=recipe.optimizer.warmup_steps,
         clip_norm=recipe.optimizer.clip_norm,
     )
+    if is_over(progress, budget):
+        if ranks.lead:
+            _say_closing(
+                f"{out}: finished already, nothing to do ({progress.stopped})", parts, progress, prepared
+            )
+        return
     with open_log(out, loader.targets_total, progress, ranks) as log:
         log.say(_opening(config, out, restored))
         log.say(
@@ -119,14 +125,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         progress = fit(parts, budget, progress, log)
     if ranks.lead:
         write_run(out, config, prepared, fingerprint, progress, parts.metric)
-        dataset = prepared.manifest["dataset"]["path"]
-        Console().print(
-            f"best {parts.metric} {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, "
-            f"model in {out / 'model'}\n"
-            f"next: shopreel publish two_tower={out} dataset={dataset} out=BUNDLES",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _say_closing(f"{out}: done ({progress.stopped})", parts, progress, prepared)
 
 
 def _data(
@@ -158,6 +157,15 @@ def _opening(config: TrainConfig, out: Path, restored: Progress | None) -> str:
     """What the run begins with."""
     if restored is None:
         return f"{out}: nothing to resume yet, starting afresh" if config.resume else f"{out}: a new run"
-    if restored.stopped:
-        return f"{out}: finished already, nothing to do ({restored.stopped})"
     return f"{out}: resumed at step {restored.step}, epoch {restored.epoch + 1}"
+
+
+def _say_closing(how: str, parts: Parts, progress: Progress, prepared: Prepared) -> None:
+    """How it ended, what came of it, and what to run next."""
+    out, dataset = parts.checkpoints.parent, prepared.manifest["dataset"]["path"]
+    Console().print(
+        f"{how}\nbest {parts.metric} {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, model in "
+        f"{out / 'model'}\nnext: shopreel publish two_tower={out} dataset={dataset} out=BUNDLES",
+        highlight=False,
+        soft_wrap=True,
+    )
