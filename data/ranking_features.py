@@ -263,7 +263,8 @@ def _rate(true: F32, known: F32, prior: npt.NDArray[np.float32], strength: float
     """Smoothed rate, strictly between 0 and 1: outcomes that came later than their impression's step
     are known without it, so that there may be more of the former.
     """
-    return (true + strength * prior) / (np.maximum(known, true) + strength)
+    rate = (true + strength * prior) / (np.maximum(known, true) + strength)
+    return np.asarray(rate, np.float32)
 
 
 def _log_odds(true: F32, known: F32, prior: npt.NDArray[np.float32], strength: float) -> F32:
@@ -271,6 +272,6 @@ def _log_odds(true: F32, known: F32, prior: npt.NDArray[np.float32], strength: f
 
 
 def _logit(rate: npt.NDArray[np.float32]) -> F32:
-    rate = np.clip(rate, 1e-6, 1 - 1e-6).astype(np.float32)
+    rate = np.clip(rate, 1e-6, 1 - 1e-6)
     odds: F32 = np.log(rate / (1.0 - rate)).astype(np.float32)
     return odds

@@ -83,7 +83,7 @@ class RankerScorer:
 
     def score(self, user: PreparedUser, rows: I64) -> Predictions:
         """Predictions for catalogue ``rows`` [K] (row 0: the unknown video), order kept; K may be 0."""
-        rows = np.asarray(rows, np.int64)
+        rows = np.ascontiguousarray(rows, np.int64)
         statistics = self.features.candidates(user.requests, user.outcome_BSC, rows[None])
         scores = self._score(user, rows[None], statistics)
         return self._finish(scores, rows, np.repeat(user.requests.market, len(rows)))

@@ -199,7 +199,8 @@ class Pipeline:
             if stages:
                 free = answer if eligible is None else self._order(request, index[place])
                 cut = {
-                    stage: Hits(*(part[: request.k] for part in hits)) for stage, hits in seen[place].items()
+                    stage: Hits(hits.video_row[: request.k], hits.score[: request.k])
+                    for stage, hits in seen[place].items()
                 }
                 cut[Stage.ranker] = Hits(free.video_row, free.score)
                 cut[Stage.feed] = Hits(answer.video_row, answer.score)

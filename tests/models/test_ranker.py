@@ -1,0 +1,139 @@
+"""The ranker's parts against what they mean: funnels, calibration, watch quantiles, value, independence."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.counters import DecayedCounts
+from data.errors import ConfigError
+from models.calibration import Calibration, calibration_error, normalised_entropy
+from models.heads import expected_order_value, log_probabilities, order_value_loss, task_losses
+from models.value import ValueFormula
+from models.watch import WatchBins, expected_watch_ms, ordinal_targets
+
+
+def test_a_funnel_step_is_its_parents_probability_times_its_own():
+    logit = torch.tensor([[0.3, -1.0, 2.0], [-40.0, 40.0, 0.0]], dtype=torch.float64)
+    yes, no = log_probabilities(logit, (-1, 0, 1))
+    chain = torch.sigmoid(logit).cumprod(-1)
+    torch.testing.assert_close(yes.exp(), chain)
+    torch.testing.assert_close(no.exp(), 1 - chain)
+    assert torch.isfinite(yes).all()
+    assert torch.isfinite(no).all()
+
+
+def test_unknown_labels_take_part_in_no_loss():
+    logit = torch.randn(6, 2, requires_grad=True)
+    known = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 0.0]] * 3)
+    true = torch.ones(6, 2)
+    losses = task_losses(logit, true, known, (-1, -1))
+    assert losses[1] == 0.0
+    losses.sum().backward()
+    assert (logit.grad[:3, 0] != 0).all()
+    assert (logit.grad[3:] == 0).all()
+    assert (logit.grad[:, 1] == 0).all()
+
+
+def test_order_value_recovers_a_lognormal_and_ignores_what_was_not_bought():
+    generator = torch.Generator().manual_seed(3)
+    value = torch.exp(7.0 + 0.5 * torch.randn(4000, generator=generator))
+    value[::2] = -1
+    parameter = torch.tensor([5.0, 0.0], requires_grad=True)
+    optimizer = torch.optim.Adam([parameter], 0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        order_value_loss(parameter.expand(len(value), 2), value).backward()
+        optimizer.step()
+    bought = value[value > 0]
+    assert float(expected_order_value(parameter.detach())) == pytest.approx(float(bought.mean()), rel=0.03)
+    assert float(order_value_loss(parameter.expand(3, 2), torch.tensor([-1.0, 0.0, -1.0]))) == 0.0
+
+
+def test_watch_quantiles_are_of_videos_of_like_duration():
+    generator = np.random.default_rng(0)
+    duration = generator.choice([10_000, 100_000], 8000)
+    watch = (duration * generator.random(8000)).astype(np.int64)
+    bins = WatchBins.fit(duration, watch, groups=2, bins=10)
+    short, long = (bins.group(np.array([d]))[0] for d in (10_000, 100_000))
+    assert bins.edge_ms[short, 4] == pytest.approx(5_000, rel=0.06)
+    assert bins.edge_ms[long, 4] == pytest.approx(50_000, rel=0.06)
+    assert bins.group(np.array([-1]))[0] == 0
+    # a head that knows the bin exactly says the bin's mean; one that knows nothing, the group's
+    target = ordinal_targets(torch.tensor([52_000.0]), torch.from_numpy(bins.edge_ms[[long]]))
+    mean = torch.from_numpy(bins.mean_ms[[long]]).float()
+    assert float(expected_watch_ms((target - 0.5) * 100, mean)) == pytest.approx(
+        bins.mean_ms[long, 5], rel=0.01
+    )
+    even = torch.logit(torch.arange(9, 0, -1) / 10.0)[None]
+    assert float(expected_watch_ms(even, mean)) == pytest.approx(watch[duration == 100_000].mean(), rel=0.01)
+
+
+def test_calibration_mends_a_distorted_probability_per_market_and_keeps_the_order():
+    generator = np.random.default_rng(1)
+    logit = generator.normal(-1.0, 1.0, 20_000)
+    market = generator.integers(0, 3, 20_000)
+    true = generator.random(20_000) < 1 / (1 + np.exp(-(logit + np.array([0.0, 1.0, -1.0])[market])))
+    distorted = 1 / (1 + np.exp(-(2.0 * logit + 0.7)))[:, None]
+    known = np.ones((20_000, 1), bool)
+    calibration = Calibration.fit(distorted, true[:, None], known, market, 3)
+    after = calibration.apply(distorted, market, (-1,))[:, 0]
+    for place in range(3):
+        here = market == place
+        before, mended = (calibration_error(p[here], true[here]) for p in (distorted[:, 0], after))
+        assert mended < 0.03
+        assert before > 0.05
+        assert (np.diff(after[here][np.argsort(distorted[here, 0])]) >= 0).all()
+    assert normalised_entropy(after, true) < normalised_entropy(distorted[:, 0], true)
+    assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_calibration_never_lets_a_funnel_step_exceed_its_parent_and_needs_outcomes():
+    few = Calibration.fit(
+        np.full((10, 2), 0.5), np.zeros((10, 2), bool), np.ones((10, 2), bool), np.zeros(10, np.int64), 1
+    )
+    assert few == Calibration.identity(2, 1)
+    wild = Calibration((1.0, 1.0), ((0.0,), (5.0,)))
+    p = wild.apply(np.array([[0.3, 0.2]]), np.zeros(1, np.int64), (-1, 0))
+    assert p[0, 1] <= p[0, 0]
+
+
+def test_normalised_entropy_of_the_base_rate_is_one():
+    true = np.arange(100) < 20
+    assert normalised_entropy(np.full(100, 0.2), true) == pytest.approx(1.0)
+    assert np.isnan(normalised_entropy(np.full(3, 0.2), np.zeros(3, bool)))
+
+
+def test_value_is_its_formula_and_refuses_strangers():
+    formula = ValueFormula(version="7", watch_s=0.5, gmv=2.0, tasks={"like": 3.0, "share": 9.0})
+    like = np.array([0.1, 0.2], np.float32)
+    value = formula.of(
+        {"like": like}, np.array([2000.0, 0.0], np.float32), np.array([150.0, 0.0], np.float32), 2
+    )
+    np.testing.assert_allclose(value, [0.3 + 1.0 + 3.0, 0.6], rtol=1e-6)
+    assert ValueFormula.from_json(formula.to_json()) == formula
+    assert formula.of({}, None, None, 0).shape == (0,)
+    with pytest.raises(ConfigError, match="applause"):
+        ValueFormula(version="1", tasks={"applause": 1.0})
+    with pytest.raises(ConfigError, match="finite"):
+        ValueFormula(version="1", gmv=float("nan"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 3.0, 30.0]))
+def test_decayed_counts_are_the_sum_over_earlier_days(seed, half_life):
+    generator = np.random.default_rng(seed)
+    entity, day = generator.integers(0, 4, 60), generator.integers(-9, 6, 60)
+    amount = generator.random((60, 2)).astype(np.float32)
+    table = DecayedCounts.build(entity, day, amount, half_life)
+    wanted, at = generator.integers(0, 6, 30), generator.integers(-10, 12, 30)
+    slow = np.zeros((30, 2))
+    for place in range(30):
+        earlier = (entity == wanted[place]) & (day < at[place]) & (wanted[place] > 0)
+        weight = 0.5 ** ((at[place] - 1 - day[earlier]) / half_life)
+        slow[place] = (amount[earlier] * weight[:, None]).sum(0)
+    np.testing.assert_allclose(table.before(wanted, at), slow, atol=1e-5)
+    later = at >= 0
+    cut = table.since(0)
+    np.testing.assert_array_equal(cut.before(wanted[later], at[later]), table.before(wanted, at)[later])

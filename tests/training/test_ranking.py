@@ -1,0 +1,138 @@
+"""Training the ranker: no leak, heads teach what is shared, chance stays chance, equal seeds equal bits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import shopreel
+from data.prepared import Prepared
+from data.ranking_loader import RankingLoader, build_features, requests_of
+from data.sequences import Sequences
+from models.ranker import Ranker
+from tests.data.logs import DAY_MS, at, prepare, write_dataset
+from training.ranking import RankingObjective, auc, shape_of, watch_bins
+from training.ranking_config import RankerConfig, ValueConfig
+
+SPLIT = ["split.validation=2026-01-05", "split.test=2026-01-06"]
+SMALL = ["model.dim=8", "model.field_dim=4", "model.hidden=8", "model.cross_rank=8", "model.max_steps=12",
+         "model.watch_bins=4", "model.watch_groups=2", "model.batch_size=128", "threads=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def coin_world(tmp_path_factory):
+    """A log in which every outcome is a toss of a coin: whoever predicts it has seen it."""
+    folder = tmp_path_factory.mktemp("coins")
+    g = np.random.default_rng(11)
+    events = [
+        {
+            "user_id": user, "video_id": int(g.integers(1, 40)), "surface": ("feed", "search")[g.integers(2)],
+            "event_time": at(int(g.integers(0, 6 * DAY_MS))), "watch_ms": int(g.integers(0, 9000)),
+            "position": int(g.integers(0, 5)), "click": bool(click := g.random() < 0.5),
+            "product_click": bool(click and g.random() < 0.5), "purchase": bool(g.random() < 0.3),
+            "order_value_minor": int(g.integers(100, 900)),
+        }
+        for user in range(1, 101)
+        for _ in range(50)
+    ]  # fmt: skip
+    videos = [{"video_id": v, "creator_id": v % 7, "duration_ms": 10_000} for v in range(1, 40)]
+    dataset = write_dataset(folder / "dataset", events, videos=videos)
+    return prepare(dataset, folder / "prepared", *SPLIT)
+
+
+def train(prepared: Prepared, out, *overrides: str):
+    shopreel.run_command(
+        "train",
+        ["model=ranker", f"prepared={prepared.path}", f"out={out}", "model.max_epochs=2", *SMALL, *overrides],
+    )
+    return out
+
+
+def recipe() -> RankerConfig:
+    return RankerConfig(
+        name="ranker", field_dim=4, dim=8, heads=2, cross_layers=2, cross_rank=8, experts=3, hidden=8,
+        dropout=0.0, id_dropout=0.0, max_steps=12, half_life_days=[3.0], watch_bins=4, watch_groups=2, watch_weight=1.0,
+        order_weight=1.0, train_days=0, batch_size=256, max_epochs=1, patience=1,
+        value=ValueConfig(version="1", watch_s=0.0, gmv=0.0, tasks={}),
+    )  # fmt: skip
+
+
+def test_labels_of_chance_are_not_predicted_and_equal_seeds_give_equal_bits(coin_world, tmp_path):
+    first, second = (train(coin_world, tmp_path / name) for name in ("a", "b"))
+    for name in ("model.safetensors", "counts.safetensors", "calibration.json"):
+        assert (first / "model" / name).read_bytes() == (second / "model" / name).read_bytes()
+    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    found = [line["validation/auc/click"] for line in lines if "validation/auc/click" in line]
+    assert len(found) == 2
+    assert all(abs(value - 0.5) < 0.06 for value in found)
+
+
+def test_an_example_sees_nothing_of_its_own_moment_or_later(coin_world):
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    sequences = Sequences.read(coin_world.shards[0])
+    chosen = np.arange(len(sequences.examples["example_video"]))
+    requests = requests_of(sequences, chosen, 12)
+    valid = np.arange(requests.video.shape[1]) < requests.length[:, None]
+    assert (requests.step_time_ms < requests.time_ms[:, None])[valid].all()
+    before = features.impressions(sequences, chosen)
+    for column in ("example_true", "example_known", "example_watch_ms"):
+        sequences.examples[column] = np.zeros_like(sequences.examples[column])
+    after = features.impressions(sequences, chosen)
+    np.testing.assert_array_equal(before.user_statistics_BF, after.user_statistics_BF)
+    np.testing.assert_array_equal(before.candidate_statistics_BG, after.candidate_statistics_BG)
+
+
+def test_every_heads_loss_reaches_what_is_shared(coin_world):
+    settings = recipe()
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    loader = RankingLoader(coin_world, features, split=0, batch_size=256, seed=1)
+    bins = watch_bins(settings, coin_world, loader)
+    torch.manual_seed(0)
+    model = Ranker(shape_of(settings, coin_world, features, bins))
+    assert model.shape.tasks == ("click", "product_click", "purchase")
+    assert model.shape.parents == (-1, 0, -1), "the log sells without a click: no funnel there"
+    objective = RankingObjective(coin_world, features, bins, settings, torch.device("cpu"))
+    batch = next(loader.epoch())
+    heads = list(objective.losses(model, batch))
+    assert heads == ["click", "product_click", "purchase", "watch", "order_value"]
+    shared = ("videos.out", "attention.query", "attention.key_value", "cross.down.0", "cross.up.1",
+              "experts.experts.0.0", "experts.experts.2.3", "experts.gates", "surface_embedding",
+              "outcome", "recency_embedding")  # fmt: skip
+    for head in heads:
+        model.zero_grad()
+        objective.losses(model, batch)[head].backward()
+        silent = [
+            name
+            for name, parameter in model.named_parameters()
+            if name.startswith(shared) and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
+        ]
+        assert not silent, f"{head} teaches nothing to {', '.join(silent)}"
+
+
+def test_positions_are_a_bias_of_training_alone(coin_world):
+    settings = recipe()
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    loader = RankingLoader(coin_world, features, split=0, batch_size=64, seed=1)
+    bins = watch_bins(settings, coin_world, loader)
+    model = Ranker(shape_of(settings, coin_world, features, bins))
+    assert model.shape.positions == 5
+    unknown = model.position_embedding(torch.zeros(1, dtype=torch.int64))
+    assert (unknown == 0).all()
+
+
+def test_auc_counts_ties_half():
+    assert auc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, True, False, True])) == pytest.approx(0.875)
+
+
+def test_a_log_of_positives_alone_is_refused(tmp_path, capsys):
+    events = [
+        {"user_id": u, "video_id": v, "event_time": at((u + v) * DAY_MS // 4), "click": True}
+        for u in range(1, 5)
+        for v in range(1, 20)
+    ]
+    prepared = prepare(write_dataset(tmp_path / "d", events), tmp_path / "p", *SPLIT)
+    code = shopreel.main(["train", "model=ranker", f"prepared={prepared.path}", f"out={tmp_path / 'run'}"])
+    assert code == 2
+    assert "no label is known both true and false" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
