@@ -1,8 +1,5 @@
 """Imports on DuckDB, in this process: streams, and spills to disk above its memory limit."""
 
-import gzip
-import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +12,7 @@ import pyarrow as pa
 
 from data.engine import Session
 from data.errors import ConfigError, ContractError
+from data.readers.files import broken_json_line
 from data.readers.staging import TextFormat
 
 _TYPES = {"int64": "BIGINT", "float64": "DOUBLE", "string": "VARCHAR"}
@@ -119,23 +117,11 @@ def _malformed(file: Path, message: str) -> ContractError:
         reason = reasons[0].rstrip(". ") if reasons else "malformed"
         shown = f" in {original[:80]!r}" if original else ""
         return ContractError(f"{file}, line {number}: {reason}{shown}; correct or remove that line")
+    # DuckDB counts the lines of JSON from two, so its number is only where to look.
     json_line = re.search(r"in line (\d+)", message)
-    if json_line and (found := _broken_json(file, int(json_line.group(1)))):
-        return ContractError(f"{file}, line {found[0]}: {found[1]}; correct or remove that line")
+    if json_line and (error := broken_json_line(file, int(json_line.group(1)) - 1)):
+        return error
     return ContractError(f"{file}: damaged or cut short ({' '.join(message.split())[:160]}); copy it again")
-
-
-def _broken_json(file: Path, about: int) -> tuple[int, str] | None:
-    """Number and fault of the broken line near line ``about``: DuckDB counts one too many, or not."""
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rb") as lines:
-        for number, line in enumerate(itertools.islice(lines, about + 1), 1):
-            if number >= about - 1:
-                try:
-                    json.loads(line)
-                except ValueError as error:
-                    return number, f"not JSON ({error})"
-    return None
 
 
 def _quoted(text: str) -> str:

@@ -1,10 +1,13 @@
-"""Find the raw files of a format: by the names that upstream gives them, plain or gzipped."""
+"""The raw files of a format: found by the names that upstream gives them, plain or gzipped."""
 
 import fnmatch
+import gzip
+import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import ConfigError
+from data.errors import ConfigError, ContractError
 
 
 def find(raw: Path, patterns: Sequence[str], *, below: Sequence[str] = ("",)) -> list[Path]:
@@ -36,6 +39,20 @@ def need(raw: Path, patterns: Sequence[str], *, below: Sequence[str] = ("",)) ->
         places = " or ".join(sorted({str(raw / part) for part in below}))
         raise ConfigError(f"raw={raw}: found none of {', '.join(patterns)} (plain or .gz) in {places}")
     return found
+
+
+def broken_json_line(file: Path, first: int = 1) -> ContractError | None:
+    """A refusal of the first line of ``file``, from line ``first`` (from 1) on, that is not JSON; or None."""
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rb") as lines:
+        for number, line in enumerate(itertools.islice(lines, first - 1, None), first):
+            try:
+                json.loads(line)
+            except ValueError as error:
+                return ContractError(
+                    f"{file}, line {number}: not JSON ({error}); correct or remove that line"
+                )
+    return None
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from data.engine import Session
 from data.errors import ContractError
+from data.readers.files import broken_json_line
 from data.readers.staging import TextFormat
 
 _TYPES = {"int64": "bigint", "float64": "double", "string": "string"}
@@ -107,20 +108,23 @@ class SparkBackend:
         return self._session.sql(self._ibis.compile(rows))
 
     def _stage_numbered(self, frame: Any, file: Path, directory: Path) -> None:
+        from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
         from pyspark.sql.functions import monotonically_increasing_id
 
         try:
             frame.withColumn("line", monotonically_increasing_id()).write.parquet(str(directory))
-        except PySparkException as error:
-            message = " ".join(str(error).split())
-            record = re.search(r"record parsing: (\[.*?\])", message) or re.search(
-                r"Caused by: (.*)", message
-            )
-            shown = record.group(1)[:120] if record else message[:160]
-            raise ContractError(
-                f"{file}: malformed record {shown}; correct or remove it (engine=duckdb names its line)"
-            ) from None
+        except (PySparkException, Py4JJavaError) as error:
+            raise _malformed(file, " ".join(str(error).split())) from None
+
+
+def _malformed(file: Path, message: str) -> ContractError:
+    if record := re.search(r"Malformed CSV record: (.*?) SQLSTATE", message):
+        mend = "correct or remove it (engine=duckdb names its line)"
+        return ContractError(f"{file}: malformed record {record.group(1)[:120]}; {mend}")
+    if "record parsing" in message and (error := broken_json_line(file)):
+        return error
+    return ContractError(f"{file}: damaged or cut short ({message[:160]}); copy it again")
 
 
 def _sql(kind: str) -> str:

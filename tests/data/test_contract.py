@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.contract import check_types, open_dataset, time_zone
@@ -244,6 +244,7 @@ def test_a_wrong_time_zone_is_refused(name: str) -> None:
         time_zone(name)
 
 
+@settings(max_examples=20)
 @given(
     labels=st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True),
     values=st.lists(st.sampled_from([True, False, None]), min_size=3, max_size=3),
