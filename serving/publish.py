@@ -88,6 +88,7 @@ def _draft(bundles: Path) -> Iterator[Path]:
     if bundles.is_file():
         raise ConfigError(f"out={bundles} is a file; choose a folder for bundles")
     others = [path.name for path in bundles.iterdir()] if bundles.is_dir() else []
+    others = [name for name in others if not name.startswith(".")]  # a killed publish leaves its draft
     if others and not any(name == CURRENT or is_bundle_name(name) for name in others):
         raise ConfigError(
             f"out={bundles}: holds {others[0]} and no bundle; choose an empty folder or one of bundles"
@@ -261,6 +262,6 @@ def _tell(config: PublishConfig, target: Path) -> None:
         f"{collapse['k']} of {collapse['users']:,} users\n"
         f"{'live' if live else 'not live (activate=false)'}: {target}\n"
         f"next: shopreel replay bundle={shlex.quote(str(bundle))} dataset={shlex.quote(config.dataset)} "
-        "gain=LABEL out=REPLAY\n"
+        "out=REPLAY\n"
         f"      shopreel serve bundles={shlex.quote(config.out)}"
     )

@@ -64,13 +64,13 @@ def stages_of(bundle: Bundle) -> tuple[Stage, ...]:
 
 
 def gain_of(gain: str, tasks: Sequence[str]) -> str:
-    """What makes a video right: as asked for, or for ``auto`` long_view, else click, else the first label."""
+    """What makes a video right: as asked for, or for ``auto`` long_view, else click, else any label."""
     if not tasks:
         raise ContractError(
             "the bundle's training log had no label at all; replay needs one: import it with labels"
         )
     if gain == "auto":
-        return next((label for label in ("long_view", "click") if label in tasks), tasks[0])
+        return next((label for label in ("long_view", "click") if label in tasks), "any")
     if gain != "any" and gain not in tasks:
         raise ConfigError(
             f"gain={gain}: the training log did not know it; choose one of {', '.join(tasks)}, any"
