@@ -27,6 +27,8 @@ class Metrics:
         self.empty_pages = counter("shopreel_empty_pages", "Pages without a video: all were shown")
         self.events = counter("shopreel_events", "Events taken in", ["kind"])
         self.duplicates = counter("shopreel_duplicate_events", "Events that were taken in before")
+        self.log_rows = counter("shopreel_log_rows", "Log rows written as Parquet")
+        self.log_failures = counter("shopreel_log_failures", "Failed attempts to write Parquet")
         self.batch_size = Histogram(
             "shopreel_batch_size", "Requests ranked together", buckets=_SIZES, registry=registry
         )

@@ -22,6 +22,7 @@ from data.errors import ConfigError
 from serving.app import create_app
 from serving.edge import JsonLines
 from serving.live import Deployment, load_bundle
+from serving.log_writer import LogThread, LogWriter
 from serving.metrics import Metrics
 from serving.server_config import LOG, NOW, Device, ServeConfig, moment_ms
 from serving.service import FeedService, wall_clock_ms
@@ -72,9 +73,15 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
     stop = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
     sweeper.start()
+    log = None
     try:
+        if config.log is not None:
+            writer = LogWriter(config.log, store, deployment.live, metrics)
+            log = LogThread(writer, metrics, config.log_every_s)
         yield service
     finally:
+        if log is not None:
+            log.close()
         stop.set()
         sweeper.join()
         deployment.close()

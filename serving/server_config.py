@@ -136,6 +136,8 @@ class ServeConfig:
     warm_until: str | None
     as_of: str
     memory_limit_gb: float
+    log: str | None
+    log_every_s: float
     feed: FeedConfig
     slate: SlateConfig
     exploration: ExplorationConfig
@@ -145,8 +147,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port={self.port} is not within 0 … 65535")
-        if self.poll_s <= 0 or self.memory_limit_gb <= 0:
-            raise ConfigError("poll_s and memory_limit_gb must be above 0")
+        if min(self.poll_s, self.memory_limit_gb, self.log_every_s) <= 0:
+            raise ConfigError("poll_s, memory_limit_gb and log_every_s must be above 0")
         if self.model_threads < 0:
             raise ConfigError(f"model_threads={self.model_threads} is negative; 0 leaves it to PyTorch")
         if self.cursor_secret is not None and len(self.cursor_secret.encode()) < 16:

@@ -1,12 +1,16 @@
 """Feed sessions: from a cursor to the session it continues, and to the ids of its pages."""
 
+import re
 import secrets
+from contextlib import suppress
 from typing import NamedTuple
 
 from serving.cursor import SESSION_BYTES, Cursor, CursorSigner, InvalidCursor
 from serving.schema import ApiError
 from serving.state import Store
 from serving.state.protocol import Id, PageRecord, SessionGone
+
+_REQUEST_ID = re.compile(rf"([0-9a-f]{{{2 * SESSION_BYTES}}})-(0|[1-9][0-9]{{0,8}})", re.ASCII)
 
 
 class KeptPage(NamedTuple):
@@ -29,6 +33,12 @@ class Turn(NamedTuple):
     def request_id(self) -> str:
         """The id of the page."""
         return f"{self.place.session_id.hex()}-{self.place.page}"
+
+
+def place_of(request_id: str) -> Cursor | None:
+    """The place that a page's id names; None for what is no such id."""
+    found = _REQUEST_ID.fullmatch(request_id)
+    return Cursor(bytes.fromhex(found[1]), int(found[2])) if found else None
 
 
 class Sessions:
@@ -54,15 +64,12 @@ class Sessions:
 
     def earlier(self, request_id: str, user_id: Id) -> KeptPage:
         """A page by its id. Refused: 404 ``unknown_request``, also for another user's."""
-        session, _, page = request_id.partition("-")
-        try:
-            session_id = bytes.fromhex(session)
-            if len(session_id) == SESSION_BYTES and page.isascii() and page.isdigit() and len(page) < 10:
-                kept = self._load(Cursor(session_id, int(page)), user_id).kept
+        place = place_of(request_id)
+        if place is not None:
+            with suppress(ApiError):
+                kept = self._load(place, user_id).kept
                 if kept is not None:
                     return kept
-        except (ValueError, ApiError):
-            pass
         message = "no such page of this user is remembered"
         raise ApiError(404, "unknown_request", message, field="request_id")
 
