@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"no command {name!r}{hint} ({USAGE})")
         if any(word in ("-h", "--help") for word in overrides):
-            print(_help(name))
+            print(_help(name, overrides))
             return 0
         result = run_command(name, overrides)
         return result if isinstance(result, int) else 0
@@ -94,30 +94,35 @@ def _overview() -> str:
     return "\n".join([USAGE, "", *lines, "", f"The usual order: {order}", "Start with: shopreel demo"])
 
 
-def _help(name: str) -> str:
-    text, groups = _without_defaults(f"{name}.yaml")
-    parts = [f"shopreel {name}: {COMMANDS[name].summary}", ""]
-    parts += [
-        "Keys with their defaults (??? must be given); set any as key=value, nested ones as a.b=value:",
-        "",
-    ]
-    parts.append(text)
-    for group in groups:
-        options = sorted(file.name for file in resources.files("configs").joinpath(group).iterdir())
-        for option in (option for option in options if option.endswith(".yaml")):
-            choice = f"{group}={option.removesuffix('.yaml')}"
-            parts += ["", f"Keys of {choice}, to be set as {group}.key=value:", ""]
-            parts.append(textwrap.indent(_without_defaults(f"{group}/{option}")[0], "  "))
+def _help(name: str, overrides: list[str]) -> str:
+    text, chosen = _without_defaults(f"{name}.yaml")
+    legend = "Keys and their defaults (??? must be given); set any as key=value, nested ones as a.b=value:"
+    parts = [f"shopreel {name}: {COMMANDS[name].summary}", "", legend, "", text]
+    for group, default in chosen.items():
+        options = sorted(
+            file.name.removesuffix(".yaml")
+            for file in resources.files("configs").joinpath(group).iterdir()
+            if file.name.endswith(".yaml")
+        )
+        wanted = next((word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")), default)
+        if wanted not in options:
+            raise ConfigError(f"{group}={wanted} is not one of {', '.join(options)}")
+        keys = textwrap.indent(_without_defaults(f"{group}/{wanted}.yaml")[0], "  ")
+        parts += ["", f"Keys of {group}={wanted}, to be set as {group}.key=value:", "", keys]
+        others = [option for option in options if option != wanted]
+        if others:
+            example = f"shopreel {name} {group}={others[0]} --help"
+            parts += ["", f"Instead of it, {group}= can be {', '.join(others)}; their keys: {example}"]
     return "\n".join(parts)
 
 
-def _without_defaults(file: str) -> tuple[str, list[str]]:
-    """The text of a YAML file without its defaults list, and the config groups that this list names."""
+def _without_defaults(file: str) -> tuple[str, dict[str, str]]:
+    """The text of a YAML file without its defaults list, and the choices of config groups in that list."""
     text = resources.files("configs").joinpath(file).read_text(encoding="utf-8")
     block = re.search(r"^defaults:\n(?:[ ]*- .*\n)+", text, flags=re.MULTILINE)
     if block is None:
-        return text.strip(), []
-    groups = re.findall(r"- ([\w/]+):", block[0])
+        return text.strip(), {}
+    groups = dict(re.findall(r"- ([\w/]+): *(\w+)", block[0]))
     return f"{text[: block.start()]}\n{text[block.end() :].lstrip()}".strip(), groups
 
 

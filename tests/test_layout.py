@@ -66,12 +66,29 @@ def assert_same_keys(config: DictConfig, kind: type, but: list[str]) -> None:
             assert_same_keys(config[key], fields[str(key)], but=[])
 
 
-@pytest.mark.parametrize("name", shopreel.COMMANDS)
+GROUPS = sorted(str(path.relative_to(HOME / "configs")) for path in (HOME / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_file_of_a_config_group_names_all_keys_of_its_class(name):
+    file = HOME / "configs" / name
+    group, option = file.parent.name, file.stem
+    users = [importlib.import_module(command.module).CONFIG for command in shopreel.COMMANDS.values()]
+    kinds = [kind.GROUPS[group][option] for kind in users if group in getattr(kind, "GROUPS", {})]
+    assert len(kinds) == 1
+    assert file.read_text(encoding="utf-8").startswith("# shopreel ")
+    config = OmegaConf.load(file)
+    assert isinstance(config, DictConfig)
+    assert list(config.pop("defaults")) == [f"{option}_schema", "_self_"]
+    assert_same_keys(config, kinds[0], but=[])
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.yaml" for name in shopreel.COMMANDS), *GROUPS])
 def test_every_key_is_explained(name):
-    lines = (HOME / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (HOME / "configs" / name).read_text(encoding="utf-8").splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
-        if re.match(r"[a-z_]+: *\S", line) and not line.startswith("defaults:"):
-            assert "#" in line or before.startswith("#"), f"{name}.yaml: {line!r} has no comment"
+        if re.match(r"[a-z_]+: *\S", line) and not line.startswith(("defaults:", "name:")):
+            assert "#" in line or before.startswith("#"), f"{name}: {line!r} has no comment"
 
 
 def test_no_private_path_or_host_in_any_file():

@@ -35,10 +35,18 @@ def test_help_of_every_command_teaches_its_keys(capsys, name, flag):
     assert "_self_" not in out
 
 
-def test_help_of_a_command_with_config_groups_shows_the_keys_of_the_groups(capsys):
+def test_help_shows_the_keys_of_the_chosen_config_group(capsys):
     _, out, _ = run(capsys, "train", "--help")
     assert "Keys of model=two_tower, to be set as model.key=value:" in out
     assert "  dim: " in out
+    assert "ridge" not in out
+    assert "Instead of it, model= can be ease, " in out
+    _, out, _ = run(capsys, "train", "model=ease", "--help")
+    assert "Keys of model=ease, to be set as model.key=value:" in out
+    assert "  ridge: " in out
+    code, _, err = run(capsys, "train", "model=magic", "--help")
+    assert code == 2
+    assert "model=magic is not one of ease, " in err
 
 
 @pytest.mark.parametrize(
