@@ -1,13 +1,31 @@
 """The ranker's own inputs as a table, for models that read tables: the same rows, the same knowledge."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from data.prepared import Prepared
 from data.ranking_loader import RankingFeatures, RankingLoader, build_features
 from data.schema import LABEL_BIT
+from data.sequences import Sequences
 
 #: Masks of true and known labels, watch time, and whose impression of what it was.
 LABELS_OF_ROW = ("true", "known", "watch_ms", "user_row", "video")
+
+
+class AtSplitStart(RankingLoader):
+    """Impressions that know only what came before their split began: one request per user and split."""
+
+    def _sequences(self, shard: int) -> Sequences:
+        sequences = super()._sequences(shard)
+        begin_ms = self.prepared.manifest["split"][("validation_ms", "validation_ms", "test_ms")[self.split]]
+        row = sequences.example_rows()
+        early = np.r_[0, np.cumsum(sequences.steps["step_time_ms"] < begin_ms)]
+        before = early[sequences.step_offsets[row + 1]] - early[sequences.step_offsets[row]]
+        held = sequences.examples["example_split"] == self.split
+        end = sequences.examples["example_history_end"]
+        frozen = np.where(held, np.minimum(end, before), end)
+        return replace(sequences, examples=sequences.examples | {"example_history_end": frozen})
 
 
 def open_features(prepared: Prepared, max_steps: int = 64) -> RankingFeatures:

@@ -14,7 +14,7 @@ import lightgbm
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ranker_features import label, open_features, tabulate
+from ranker_features import AtSplitStart, label, open_features, tabulate
 
 from data.prepared import Prepared
 from data.ranking_loader import RankingLoader
@@ -35,18 +35,21 @@ def main(prepared_path: str, run: str, out: str, train_days: int = 9) -> None:
     """Predict the test split by both and write the tables."""
     prepared, target = Prepared.open(prepared_path), Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    ranker_predictions(prepared, Path(run), target / "ranker.parquet")
+    ranker_predictions(prepared, Path(run), target / "ranker.parquet", RankingLoader)
+    ranker_predictions(prepared, Path(run), target / "ranker_at_split_start.parquet", AtSplitStart)
     lightgbm_predictions(prepared, target / "lightgbm.parquet", train_days)
 
 
-def ranker_predictions(prepared: Prepared, run: Path, file: Path) -> None:
+def ranker_predictions(
+    prepared: Prepared, run: Path, file: Path, loading: type[RankingLoader] = RankingLoader
+) -> None:
     """Test impressions scored by the run's portable model."""
     parts = load_ranker(
         run / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
         users=len(prepared.users),
     )  # fmt: skip
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
-    loader = RankingLoader(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)
+    loader = loading(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)
     started, tables = time.monotonic(), []
     for batch in loader.epoch():
         said = scorer.predict(batch)

@@ -250,7 +250,7 @@ def candidate_statistics(
             odds = _log_odds(sum_EC[:, :tasks], sum_EC[:, tasks : 2 * tasks], base_T, ENTITY_PRIOR)
             ratio = (sum_EC[:, -2] + 10.0) / (sum_EC[:, -1] + 20.0)
             columns = [odds - _logit(base_T), np.log1p(sum_EC[:, 2 * tasks, None]), ratio[:, None]]
-            parts.append(np.concatenate(columns, axis=1).reshape(batch, candidates, -1))
+            parts.append(np.concatenate(columns, axis=1).reshape(batch, candidates, tasks + 2))
     duration, publish = keys.duration_ms[video_BK], keys.publish_time_ms[video_BK]
     age_days = np.maximum(requests.time_ms[:, None] - publish, 0) / DAY_MS
     age_known = (publish >= 0) & spec.use_time

@@ -35,7 +35,7 @@ class CandidateAttention(nn.Module):
         batch, candidates, width = candidate_BKD.shape
 
         def split(t: Tensor) -> Tensor:
-            return t.view(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
+            return t.view(t.shape[0], t.shape[1], self.heads, width // self.heads).transpose(1, 2)
 
         key, value = memory_BSE.chunk(2, dim=-1)
         valid = torch.cat([valid_BS, valid_BS.new_ones(batch, 1)], dim=1)[:, None, None]

@@ -13,6 +13,9 @@ from models.bundle import Bundle
 from models.value import ValueFormula
 from serving.pipeline import Pipeline, RankRequest, Stage
 
+#: One market is simulated, learnt and published for all of them.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
@@ -72,7 +75,7 @@ def requests_with_history(market, split):
                 history,
                 int(sequences.examples["example_time_ms"][place]),
                 int(sequences.examples["example_surface"][place]),
-            )  # fmt: skip
+            )
         )
     return requests, loader.batch(sequences, chosen)
 
