@@ -79,7 +79,7 @@ class ExactSearch:
             score_BN = block_BD @ self.vectors_ND.T
             score_BN[:, 0] = -np.inf
             if eligible is not None:
-                score_BN[:, ~eligible] = -np.inf
+                np.copyto(score_BN, -np.inf, where=~eligible)
             if exclude is not None:
                 for score_N, rows in zip(score_BN, exclude[start : start + len(block_BD)], strict=True):
                     score_N[rows[(rows >= 0) & (rows < count)]] = -np.inf
