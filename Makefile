@@ -1,7 +1,7 @@
 # make demo    the whole pipeline on a simulated market, then the feed page (SERVE=0: stop after the table)
 # make test    lint, types, import contracts and tests
 # make lint    ruff, mypy and import-linter alone
-# make bench   every script in benchmarks/
+# make bench   the benchmarks there are; BENCH=NAME ARGS="…" runs one
 # make pin     resolve requirements/*.in again
 # make clean   remove the environment, caches and ./demo-run
 #
@@ -13,8 +13,9 @@ SERVE ?= 1
 ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Spark is tested where Java is.
-EXTRAS := $(if $(shell command -v java),requirements/spark.txt)
+# Spark is tested where Java is, the feed page where Chromium is.
+EXTRAS := $(if $(shell command -v java),requirements/spark.txt) \
+  $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),requirements/browser.txt)
 
 # $(call timed,NAME,COMMAND): run it, then say how long it took.
 timed = @start=$$(date +%s); echo "== $(1)"; $(2) && echo "== $(1): $$(( $$(date +%s) - start )) s"
@@ -43,8 +44,13 @@ contracts: .venv/.installed-dev
 pytest: .venv/.installed-dev
 	$(call timed,tests,$(BIN)/python -m pytest --durations=10 $(ARGS))
 
-bench: .venv/.installed-dev
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+bench: .venv/.installed-bench
+ifdef BENCH
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+else
+	@for script in benchmarks/*.py; do sed -n "1s|^\"*|$$script: |p" "$$script"; done
+	@echo 'Run one: make bench BENCH=NAME ARGS="…"; its first lines say which arguments it takes.'
+endif
 
 .venv/.installed: requirements/cpu.txt requirements/fbgemm-gpu-cpu/pyproject.toml setup.cfg pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -55,6 +61,10 @@ bench: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed requirements/dev.txt $(EXTRAS)
 	$(call timed,install for tests,$(PIP) install -r requirements/dev.txt $(addprefix -r ,$(EXTRAS)))
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed-dev benchmarks/requirements.txt
+	$(call timed,install for benchmarks,$(PIP) install -r benchmarks/requirements.txt)
 	@touch $@
 
 pin:
