@@ -21,7 +21,7 @@ def build_adamw(
     for name, parameter in model.named_parameters():
         if name in leave_out:
             continue
-        table = ".tables." in name or "embedding" in name
+        table = "tables" in name.split(".") or "embedding" in name
         (decay if parameter.ndim >= 2 and not table else keep).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))

@@ -1,7 +1,7 @@
 """A prepared directory whose answer is known: a checkerboard of tastes.
 
-Videos and users have a taste, 0 or 1. A user watches videos of both, and clicks exactly those of the
-own taste. Every user's withheld click (validation) and the one after it (test) are of the own taste.
+Videos and users have a taste, 0 or 1. A user is shown videos of both, mostly of the own taste, and clicks
+exactly those. Every user's withheld click (validation) and the one after it (test) are of the own taste.
 """
 
 from pathlib import Path
@@ -31,8 +31,7 @@ def checkerboard(
     rows = [_user(user, videos, steps, g) for user in range(1, users + 1)]
     files = ["part-00000.parquet", "part-00001.parquet"]
     (path / "sequences").mkdir(parents=True)
-    for number, name in enumerate(files):
-        part = rows[number :: len(files)]
+    for name, part in zip(files, (rows[: users // 2], rows[users // 2 :]), strict=True):
         columns = [pa.array([row[field.name] for row in part]).cast(field.type) for field in SEQUENCES]
         pq.write_table(pa.table(columns, schema=SEQUENCES), path / "sequences" / name)
     train = np.concatenate([row["example_video"][row["example_split"] == 0] for row in rows])
@@ -70,9 +69,11 @@ def checkerboard(
 
 def _user(user: int, videos: int, steps: int, g: np.random.Generator) -> dict:
     own = np.arange(1, videos + 1)[taste(np.arange(1, videos + 1)) == taste(user)]
-    shown = g.choice(np.arange(1, videos + 1), steps - 2, replace=False)
-    fresh = np.setdiff1d(own, shown)
-    video = np.r_[shown, g.choice(fresh, 2, replace=False)]
+    other = np.setdiff1d(np.arange(1, videos + 1), own)
+    clicks = round(0.75 * (steps - 2))
+    liked = g.choice(own, clicks + 2, replace=False)
+    shown = g.permutation(np.r_[liked[2:], g.choice(other, steps - 2 - clicks, replace=False)])
+    video = np.r_[shown, liked[:2]]
     split = np.r_[np.zeros(steps - 2, np.int64), 1, 2]
     true = np.where(taste(video) == taste(user), CLICK, 0)
     time_ms = 10**12 + np.cumsum(g.integers(1, 10**6, steps))
