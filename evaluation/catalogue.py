@@ -60,6 +60,7 @@ class Catalogue:
     shown_V: Floats
     history_user: Ints
     history_video: Ints
+    events: ds.Dataset
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -98,6 +99,7 @@ def read_catalogue(path: str, truth: Truth) -> Catalogue:
         shown_V=shown_V,
         history_user=np.concatenate([user for user, _ in pairs]),
         history_video=np.concatenate([video for _, video in pairs]),
+        events=events,
         notes=[note] if note else [],
     )
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from data.atomic import refuse_existing
+from data.atomic import refuse_existing, staged_directory, write_bytes, write_json
 from data.errors import ConfigError
 from evaluation.baseline import open_baseline
 from evaluation.beyond_accuracy import beyond_accuracy
@@ -12,14 +12,23 @@ from evaluation.dataset_slices import slice_columns
 from evaluation.experiment_study import AUTOMATIC_LOG_SLICES, study_experiment
 from evaluation.findings import comparison_findings, stage_findings
 from evaluation.gate import failures
+from evaluation.html import render
 from evaluation.inputs import STAGES, beside, open_runs
 from evaluation.logged import open_log
+from evaluation.outcomes import tradeoff
 from evaluation.policy_study import study_policy
 from evaluation.prediction_study import open_all, study_predictions
-from evaluation.protocol import describe_run, describe_truth
+from evaluation.protocol import describe_run, describe_truth, warn_of_short_lists
 from evaluation.ranking import parse_metric
-from evaluation.ranking_study import compare_runs, run_estimates, score_run, slice_run, study_stages
-from evaluation.report import Report, write_report
+from evaluation.ranking_study import (
+    compare_runs,
+    recall_curves,
+    run_estimates,
+    score_run,
+    slice_run,
+    study_stages,
+)
+from evaluation.report import Report
 from evaluation.terminal import show
 from evaluation.tracking import log_report, require_mlflow
 from evaluation.truth import Truth, read_truth
@@ -36,8 +45,10 @@ def run(config: EvaluateConfig) -> int:
     failed = failures(config.conditions(), report.metrics)
     show(report)
     if config.out is not None:
-        write_report(report, config.out, overwrite=config.overwrite)
-        print(f"wrote {config.out}/report.json", file=sys.stderr)
+        with staged_directory(config.out, overwrite=config.overwrite) as scratch:
+            write_json(scratch / "report.json", report.to_json())
+            write_bytes(scratch / "report.html", render(report).encode())
+        print(f"wrote {config.out}/report.json and report.html: open it in a browser", file=sys.stderr)
     if mlflow is not None:
         log_report(mlflow, config.mlflow, report, config.out)
     for line in failed:
@@ -104,11 +115,16 @@ def _ranking(
     runs = {source.name: score_run(source, truth, settings.names) for source in [*sources, *olds]}
     deepest = max(parse_metric(name)[1] for name in settings.names)
     for name, scored in runs.items():
-        describe_run(report.protocol, name, scored, truth, deepest)
+        describe_run(report.protocol, name, scored, truth)
+    warn_of_short_lists(report.protocol, deepest)
     report.runs = run_estimates(runs, truth, settings)
+    draw = {"replicates": config.replicates, "seed": config.seed}
+    k = parse_metric(settings.verdict)[1]
+    report.curves = recall_curves(runs, truth, deepest, **draw)
+    hits = {name: run.hits for name, run in runs.items()}
+    events = catalogue.events if catalogue is not None else None
+    report.tradeoff = tradeoff(hits, truth, events, k, **draw)
     if catalogue is not None:
-        k = parse_metric(settings.verdict)[1]
-        draw = {"replicates": config.replicates, "seed": config.seed}
         report.beyond = {
             name: beyond_accuracy(run.source, truth, catalogue, k, **draw) for name, run in runs.items()
         }

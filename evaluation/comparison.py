@@ -151,6 +151,8 @@ def verdict(new: str, old: str, primary: str, differences: list[Difference]) -> 
     if primary not in by_name or np.isnan(by_name[primary].delta.value):
         return f"{new} and {old} cannot be compared on {primary}"
     main = by_name[primary]
+    if not any(difference.delta.value for difference in differences):
+        return f"{new} is the same as {old} on every metric"
     word = {1: "is better than", -1: "is worse than", 0: "is not shown to differ from"}[main.direction]
     low, high = main.delta.low, main.delta.high
     change = f"{main.relative:+.1%}, " if not np.isnan(main.relative) else ""

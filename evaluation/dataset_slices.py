@@ -27,8 +27,8 @@ def slice_columns(truth: Truth, wanted: list[str], catalogue: Catalogue | None) 
     own = truth_columns(truth)
     derived = _derived(truth, catalogue) if catalogue is not None else {}
     if wanted == ["auto"]:
-        found = [cut(name, column) for name, column in {**derived, **own}.items() if name not in _QUIET]
-        return [column for column in found if len(column.labels) > 1]
+        found = [cut(name, column) for name, column in {**own, **derived}.items() if name not in _QUIET]
+        return _distinct([column for column in found if len(column.labels) > 1])
     result = []
     for name in wanted:
         column = own.get(name, derived.get(name))
@@ -43,6 +43,17 @@ def slice_columns(truth: Truth, wanted: list[str], catalogue: Catalogue | None) 
 
 
 _QUIET = frozenset({"currency"})
+
+
+def _distinct(columns: list[SliceColumn]) -> list[SliceColumn]:
+    """Without the columns that cut exactly as an earlier one does (market and user.market)."""
+    kept: list[SliceColumn] = []
+    for column in columns:
+        alike = [other for other in kept if len(other.labels) == len(column.labels)]
+        pairs = [len(np.unique(column.code_T * len(o.labels) + o.code_T)) for o in alike]
+        if len(column.labels) not in pairs:
+            kept.append(column)
+    return kept
 
 
 def _derived(truth: Truth, catalogue: Catalogue) -> dict[str, pa.ChunkedArray]:

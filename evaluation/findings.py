@@ -51,7 +51,7 @@ def comparison_findings(comparison: Comparison) -> list[Finding]:
         if value.estimate.high < 0:
             text = (
                 f"{comparison.new} is worse than {comparison.old} where {value.name}: {value.metric} "
-                f"{value.estimate.value:+.4f} there, {value.estimate.value - value.gap:+.4f} overall "
+                f"{value.estimate.value:+.4f} there, {value.elsewhere:+.4f} elsewhere "
                 f"({value.estimate.n:,} users, p {p_text(value.p)})"
             )
             found.append(Finding(comparison.new, value.name, -value.weight, text))
@@ -67,6 +67,6 @@ def comparison_findings(comparison: Comparison) -> list[Finding]:
 def _sliced(step: str, value: SliceValue) -> Finding:
     text = (
         f"{step} loses {-value.estimate.value:.0%} of the {value.metric} that reached it where {value.name}, "
-        f"{value.gap - value.estimate.value:.0%} overall ({value.estimate.n:,} users, p {p_text(value.p)})"
+        f"{-value.elsewhere:.0%} elsewhere ({value.estimate.n:,} users, p {p_text(value.p)})"
     )
     return Finding(step, value.name, -value.weight, text)

@@ -19,8 +19,10 @@ def gmv_names(cutoffs: list[int]) -> list[str]:
 
 def gmv_sums(
     source: Iterator[tuple[Words, Words, Words, Floats, Floats]], rows: int, cutoffs: list[int], seed: int
-) -> UserSums:
+) -> tuple[UserSums, list[int]]:
     """Sums behind the metrics of ``gmv_names`` of (request, user, video, predicted, ordered) batches.
+
+    Returned with the cutoffs that say something: those up to the longest request, at least the first.
 
     Within a request, videos are ordered by predicted order value, ties by the hash of the video's id
     (so that a constant prediction is a random order). ``gmv@k`` = mean over requests of the order value
@@ -33,6 +35,7 @@ def gmv_sums(
     tops: list[list[Floats]] = [[] for _ in range(3 * len(cutoffs))]
     bottoms: list[list[Floats]] = [[] for _ in range(3 * len(cutoffs))]
     users: list[Words] = []
+    longest = 1
     with Spool(rows, [np.uint64, np.uint64, np.float64, np.float64]) as spool:
         for request_N, user_N, video_N, predicted_N, ordered_N in source:
             spool.append(request_N, user_N, video_N, predicted_N, ordered_N)
@@ -43,6 +46,7 @@ def gmv_sums(
             row_N = np.cumsum(new_N) - 1
             rank_N = np.arange(1, len(row_N) + 1) - np.flatnonzero(new_N)[row_N]
             requests = int(row_N[-1]) + 1
+            longest = max(longest, int(rank_N.max()))
             users.append(user_N[new_N])
             whole_R = sum_by(row_N, ordered_N, requests)
             for column, k in enumerate(cutoffs):
@@ -60,4 +64,6 @@ def gmv_sums(
     )
     top_RM = stack([np.concatenate([none, *parts]) for parts in tops], len(user_R))
     bottom_RM = stack([np.concatenate([none, *parts]) for parts in bottoms], len(user_R))
-    return user_sums(top_RM, user_R, seed, count_RM=bottom_RM)
+    useful = [k for k in cutoffs if k <= longest] or cutoffs[:1]
+    columns = 3 * len(useful)
+    return user_sums(top_RM[:, :columns], user_R, seed, count_RM=bottom_RM[:, :columns]), useful

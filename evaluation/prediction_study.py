@@ -73,7 +73,7 @@ def _compare(
     config: EvaluateConfig, new: str, old: str, found: dict[str, Measured], report: Report
 ) -> Comparison:
     pair = [found[new], found[old]]
-    draws = prediction_replicates(pair, config.cutoffs, replicates=config.replicates, seed=config.seed)
+    draws = prediction_replicates(pair, replicates=config.replicates, seed=config.seed)
     differences = compare_replicates(
         pair[0].estimates, pair[1].estimates, draws[0], draws[1], correction=config.correction
     )

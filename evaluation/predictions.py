@@ -58,6 +58,7 @@ class Measured:
     binary: dict[str, BinaryStats]
     watch: WatchStats | None
     money: UserSums | None
+    money_cutoffs: list[int]
     reliability: dict[str, list[tuple[float, float, int]]]
     warnings: list[str] = field(default_factory=list)
 
@@ -91,21 +92,22 @@ def measure(
     rows = data.table.count_rows()
     binary = {task: binary_stats(_task(data, task, where), rows) for task in data.tasks}
     watched = watch_stats(_watch(data, where), rows) if data.has_watch else None
-    money = gmv_sums(_money(data, where), rows, cutoffs, seed) if data.has_money else None
-    found = Measured({}, binary, watched, money, {task: _reliability(s) for task, s in binary.items()})
-    draws = prediction_replicates([found], cutoffs, replicates=replicates, seed=seed)[0]
+    money: UserSums | None = None
+    used: list[int] = []
+    if data.has_money:
+        money, used = gmv_sums(_money(data, where), rows, sorted(set(cutoffs)), seed)
+    found = Measured({}, binary, watched, money, used, {task: _reliability(s) for task, s in binary.items()})
+    draws = prediction_replicates([found], replicates=replicates, seed=seed)[0]
     for name, draw_B in draws.items():
         found.estimates[name] = _estimate(found, name, draw_B)
     if money is not None:
         exact = sum_estimates(money, replicates=replicates, seed=seed)
-        found.estimates.update(zip(gmv_names(cutoffs), exact, strict=True))
+        found.estimates.update(zip(gmv_names(used), exact, strict=True))
     found.warnings.extend(_doubts(data.name, found))
     return found
 
 
-def prediction_replicates(
-    models: list[Measured], cutoffs: list[int], *, replicates: int, seed: int
-) -> list[dict[str, Floats]]:
+def prediction_replicates(models: list[Measured], *, replicates: int, seed: int) -> list[dict[str, Floats]]:
     """Bootstrap replicates of the metrics that all ``models`` have, on the same resamples of users."""
     result: list[dict[str, Floats]] = [{} for _ in models]
     for task in models[0].binary:
@@ -117,10 +119,11 @@ def prediction_replicates(
     if len(watched) == len(models):
         for mine, draws in zip(result, watch_replicates(watched, replicates, seed), strict=True):
             mine.update({f"{name}/watch": draw_B for name, draw_B in draws.items()})
-    money = [model.money for model in models if model.money is not None]
-    if len(money) == len(models):
-        for mine, sums in zip(result, money, strict=True):
-            mine.update(zip(gmv_names(cutoffs), replicate(sums, replicates, seed).T, strict=True))
+    if all(model.money is not None for model in models):
+        for mine, model in zip(result, models, strict=True):
+            assert model.money is not None
+            draws_BM = replicate(model.money, replicates, seed)
+            mine.update(zip(gmv_names(model.money_cutoffs), draws_BM.T, strict=True))
     return result
 
 

@@ -52,7 +52,7 @@ def describe_truth(truth: Truth, catalogue: Catalogue | None) -> Protocol:
     return protocol
 
 
-def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth, deepest_cutoff: int) -> None:
+def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth) -> None:
     """Add one run's coverage to ``protocol`` and warn where its numbers would mislead."""
     hits, path = run.hits, run.source.path
     covered = int((hits.depth_R > 0).sum())
@@ -86,8 +86,15 @@ def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth, de
             f"{name}: every right video stands in its list of {depth}; negatives look sampled, and sampled "
             "metrics do not compare with full ranking (Krichene and Rendle, KDD 2020)"
         )
-    if covered and depth < deepest_cutoff:
-        warn(f"{name}: lists are {depth} long (median), shorter than the cutoff {deepest_cutoff}")
+
+
+def warn_of_short_lists(protocol: Protocol, deepest_cutoff: int) -> None:
+    """One warning for all runs whose lists are shorter than the deepest cutoff."""
+    depths = {name: facts["median_depth"] for name, facts in protocol.facts.get("runs", {}).items()}
+    short = {name: depth for name, depth in depths.items() if 0 < depth < deepest_cutoff}
+    if short:
+        named = ", ".join(f"{name} {depth}" for name, depth in short.items())
+        protocol.warnings.append(f"lists are shorter (median) than the cutoff {deepest_cutoff}: {named}")
 
 
 def _overlap(protocol: Protocol, truth: Truth, catalogue: Catalogue) -> None:

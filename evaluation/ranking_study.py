@@ -19,6 +19,7 @@ from evaluation.waterfall import kept_videos, rank_of_truth, step_estimates, vid
 Metrics = dict[str, Estimate]
 #: So many worst slices are named per run, comparison or stage.
 WORST = 3
+CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,17 @@ def run_estimates(runs: dict[str, ScoredRun], truth: Truth, settings: Settings) 
     value_RX = np.concatenate([run.value_RM for run in runs.values()], axis=1)
     found = iter(estimates(value_RX, truth.user_R, replicates=settings.replicates, seed=settings.seed))
     return {name: {metric: next(found) for metric in settings.names} for name in runs}
+
+
+def recall_curves(
+    runs: dict[str, ScoredRun], truth: Truth, deepest: int, *, replicates: int, seed: int
+) -> dict[str, list[tuple[int, Estimate]]]:
+    """Recall of every run at about a dozen cutoffs from 1 to ``deepest``."""
+    cutoffs = sorted({*(k for k in CURVE if k < deepest), deepest})
+    names = [f"recall@{k}" for k in cutoffs]
+    value_RX = np.concatenate([score_requests(run.hits, truth, names) for run in runs.values()], axis=1)
+    found = iter(estimates(value_RX, truth.user_R, replicates=replicates, seed=seed))
+    return {name: [(k, next(found)) for k in cutoffs] for name in runs}
 
 
 def compare_runs(

@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from data.atomic import staged_directory, write_json
 from evaluation.bootstrap import Estimate
 from evaluation.experiment_study import ExperimentStudy
 from evaluation.findings import Finding
+from evaluation.outcomes import Tradeoff
 from evaluation.policy_study import OffPolicyStudy
 from evaluation.protocol import Protocol
 from evaluation.ranking_study import Comparison, StageStudy
@@ -39,6 +38,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     predictions: dict[str, Metrics] = field(default_factory=dict)
     prediction_slices: dict[str, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, Estimate]]] = field(default_factory=dict)
+    tradeoff: Tradeoff | None = None
     beyond: dict[str, Metrics] = field(default_factory=dict)
     off_policy: OffPolicyStudy | None = None
     experiment: ExperimentStudy | None = None
@@ -67,17 +68,13 @@ class Report:
             },
             "predictions": {name: {"metrics": plain(metrics)} for name, metrics in self.predictions.items()},
             "reliability": plain(self.reliability),
+            "recall_curves": plain(self.curves),
+            "tradeoff": plain(self.tradeoff),
             "comparisons": plain(self.comparisons),
             "stages": plain(self.stages),
             "off_policy": plain(self.off_policy),
             "experiment": plain(self.experiment),
         }
-
-
-def write_report(report: Report, out: str | Path, *, overwrite: bool) -> None:
-    """Write ``report.json`` into a fresh directory that appears whole or not at all."""
-    with staged_directory(out, overwrite=overwrite) as scratch:
-        write_json(scratch / "report.json", report.to_json())
 
 
 def plain(value: Any) -> Any:

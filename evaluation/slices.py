@@ -36,6 +36,14 @@ class SliceValue:
         return f"{self.column} = {self.label}"
 
     @property
+    def elsewhere(self) -> float:
+        """The metric outside the slice; NaN for a slice that is everything."""
+        whole = self.estimate.value - self.gap
+        return (
+            (whole - self.share * self.estimate.value) / (1 - self.share) if self.share < 1 else float("nan")
+        )
+
+    @property
     def worse(self) -> bool:
         """Whether the slice is surely below the whole."""
         return self.gap < 0 and self.p < ALPHA and self.estimate.n >= MIN_USERS

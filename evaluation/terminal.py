@@ -66,7 +66,8 @@ def short_cell(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.value) or math.isnan(estimate.low):
         return cell(estimate)
     half = (estimate.high - estimate.low) / 2
-    return f"{number(estimate.value)} [dim]±{number(half)}[/dim]"
+    shown = f"{half:,.0f}" if abs(estimate.value) >= 100 else number(half)
+    return f"{number(estimate.value)} [dim]±{shown}[/dim]"
 
 
 def number(value: float) -> str:

@@ -1,5 +1,6 @@
 """Metrics beyond accuracy: worked examples and brute force over a small catalogue."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pyarrow as pa
 import pytest
 
 from data.dataset import DatasetInfo, write_table, writing_dataset
+from data.errors import ConfigError
 from evaluation import beyond_accuracy as beyond
 from evaluation.catalogue import Catalogue, read_catalogue, size_classes
 from evaluation.dataset_slices import slice_columns
 from evaluation.inputs import open_runs
+from evaluation.protocol import describe_truth
 from evaluation.truth import Truth, read_truth
 from tests.evaluation.worlds import run_table, truth_table, write
 
@@ -98,7 +101,7 @@ def test_diversity_by_category_without_embeddings(world: World) -> None:
     assert catalogue.videos is not None
     poor = Catalogue(
         catalogue.video_rows, catalogue.videos.drop_columns(["content_embedding"]), None, None, None, None,
-        catalogue.shown_V, catalogue.history_user, catalogue.history_video,
+        catalogue.shown_V, catalogue.history_user, catalogue.history_video, catalogue.events,
     )  # fmt: skip
     diversity = beyond.intra_list_diversity(shown, poor)
     assert diversity is not None
@@ -131,7 +134,17 @@ def test_size_classes() -> None:
 
 def test_slices_from_the_dataset(world: World) -> None:
     truth, catalogue, _ = world
-    columns = {column.name: column for column in slice_columns(truth, ["auto"], catalogue)}
+    automatic = {column.name for column in slice_columns(truth, ["auto"], catalogue)}
+    assert automatic == {"new_user", "video_popularity"}  # the others cut these three rows alike
+    names = [
+        "new_user",
+        "video_popularity",
+        "creator_size",
+        "merchant_size",
+        "video.category",
+        "video.duration_ms",
+    ]
+    columns = {column.name: column for column in slice_columns(truth, names, catalogue)}
     named = {n: [c.labels[code] for code in c.code_T] for n, c in columns.items()}
     assert named["new_user"] == ["known", "known", "new"]
     assert named["video_popularity"] == ["tail", "middle", "head"]
@@ -139,3 +152,20 @@ def test_slices_from_the_dataset(world: World) -> None:
     assert named["merchant_size"] == ["medium", "no product", "large"]
     assert named["video.category"] == ["c", "b", "a"]
     assert len(set(named["video.duration_ms"])) == 3
+
+
+def test_unknown_slice_column_is_refused(world: World) -> None:
+    truth, catalogue, _ = world
+    with pytest.raises(ConfigError, match=r"slices=colour: no such column; there are .*merchant_size"):
+        slice_columns(truth, ["colour"], catalogue)
+    with pytest.raises(ConfigError, match="dataset=DIR gives more"):
+        slice_columns(truth, ["merchant_size"], None)
+
+
+def test_right_videos_seen_before_are_reported(world: World) -> None:
+    truth, catalogue, _ = world
+    protocol = describe_truth(truth, catalogue)
+    assert protocol.facts["right_videos_seen_before"] == 0
+    seen = replace(catalogue, history_video=np.full(6, 3))
+    [line] = [w for w in describe_truth(truth, seen).warnings if "overlap" in w]
+    assert "1 of 3 right videos were shown to the user before" in line

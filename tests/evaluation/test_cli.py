@@ -1,8 +1,12 @@
 """The command end to end: exit codes, report.json, what is on screen."""
 
 import json
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -98,5 +102,92 @@ def test_warnings_name_what_would_mislead(tmp_path: Path, capsys: pytest.Capture
     assert "covers 30 of 60 requests" in screen
     assert "1 requests are not in the truth" in screen
     assert "all scores are equal in 30 requests" in screen
-    assert "shorter than the cutoff" in screen
+    assert "lists are shorter (median) than the cutoff 100: run 2" in screen
     assert "does not state its split" in screen
+
+
+def test_two_predictions_tables_are_compared(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(-1, 1, 6000)
+    label = random.random(6000) < 1 / (1 + np.exp(-truth))
+    paths = {}
+    for name, noise in (("old", 1.5), ("new", 0.2)):
+        score = 1 / (1 + np.exp(-truth - noise * random.normal(size=6000)))
+        rows = {"user_id": np.arange(6000) % 700, "p_click": score, "label_click": label}
+        rows["market"] = np.array(["SE", "BR"])[np.arange(6000) % 2]
+        paths[name] = write(pa.table(rows), tmp_path / f"{name}.parquet")
+    out = tmp_path / "out"
+    named = f"predictions={{new: {paths['new']}, old: {paths['old']}}}"
+    assert main(["evaluate", named, "baseline=old", f"out={out}", "replicates=200"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    [comparison] = report["comparisons"]
+    assert comparison["verdict"].startswith("new is better than old: auc/click")
+    by_name = {each["metric"]: each for each in comparison["differences"]}
+    assert by_name["ne/click"]["delta"]["high"] < 0
+    assert report["metrics"]["auc/click"]["value"] > 0.65
+    assert set(report["slices"]["predictions/new"]["market"]) == {"SE", "BR"}
+    beside = ["evaluate", f"predictions={paths['new']}", f"baseline={paths['old']}", "replicates=100"]
+    assert main([*beside, "fail_under='auc/click>=0.65, ne/click<1'"]) == 0
+
+
+def test_sampled_negatives_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gains = {f"r{r}": {r: 1.0} for r in range(40)}
+    lists = {f"r{r}": [r, *range(1000 + r, 1099 + r)] for r in range(40)}
+    truth = write(truth_table(gains), tmp_path / "truth.parquet")
+    run = write(run_table(lists), tmp_path / "run.parquet")
+    assert main(["evaluate", f"run={run}", f"truth={truth}", "replicates=100"]) == 0
+    assert "negatives look sampled" in " ".join(capsys.readouterr().out.split())
+
+
+class FakeMlflow:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.files: list[str] = []
+
+    def set_tracking_uri(self, uri: str) -> None:
+        self.uri = uri
+
+    def set_experiment(self, name: str) -> None:
+        self.experiment = name
+
+    def start_run(self, run_name: str | None) -> AbstractContextManager[None]:
+        self.run_name = run_name
+        return nullcontext()
+
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        self.metrics |= metrics
+
+    def log_params(self, params: dict[str, str]) -> None:
+        self.params = params
+
+    def log_artifacts(self, folder: str) -> None:
+        self.files = sorted(file.name for file in Path(folder).iterdir())
+
+
+def test_mlflow_is_an_extra(replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    words = ["evaluate", f"run={replay}", f"out={tmp_path / 'out'}", "replicates=100", "mlflow.uri=file:///x"]
+    assert main(words) == 0
+    assert (fake.uri, fake.experiment, fake.run_name) == ("file:///x", "shopreel", "feed")
+    assert {"ndcg_at_20", "ndcg_at_20.low", "ndcg_at_20.high"} <= set(fake.metrics)
+    assert fake.params["users"] == "60"
+    assert fake.files == ["report.html", "report.json"]
+
+
+def test_mlflow_missing_is_said_before_any_work(
+    replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert main(["evaluate", f"run={replay}", f"out={tmp_path / 'out'}", "mlflow.uri=file:///x"]) == 2
+    assert "pip install mlflow" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_never_imports_torch_or_models() -> None:
+    heavy = ("torch", "models", "faiss", "sklearn")
+    code = f"import sys, evaluation.cli; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -134,7 +134,9 @@ def test_gmv_worked_example() -> None:
     predicted = np.array([900.0, 500, 100, 50, 80])
     ordered = np.array([0.0, 700, 300, 40, 0])
     words = np.arange(5, dtype=np.uint64)
-    sums = gmv_sums(iter([(request, request, words, predicted, ordered)]), 5, [1, 2], seed=0)
+    batch = (request, request, words, predicted, ordered)
+    sums, cutoffs = gmv_sums(iter([batch]), 5, [1, 2, 50], seed=0)
+    assert cutoffs == [1, 2]
     values = dict(zip(gmv_names([1, 2]), sums.value(), strict=True))
     assert values["gmv@2"] == (700 + 40) / 2
     assert values["gmv_share@2"] == 740 / 1040
