@@ -18,8 +18,8 @@ from torch._C._distributed_c10d import HashStore
 
 from data.errors import ShopreelError
 
-#: What gloo, nccl and the store write when another process is gone or silent.
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|tim(ed|e) ?out", re.IGNORECASE)
+#: What gloo writes when another process is gone or silent (others have an exception of their own).
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|tim(ed|e) ?out", re.IGNORECASE)
 
 
 class RankLostError(Exception):
@@ -30,7 +30,7 @@ class RankLostError(Exception):
 class Ranks:
     """One process among the ``world`` processes of the job; ``grouped`` says that they are connected.
 
-    Every method but :meth:`share` is collective: all ranks call it alike.
+    Every method but :meth:`share` and :meth:`owned` is collective: all ranks call it alike.
     """
 
     rank: int = 0
@@ -50,6 +50,10 @@ class Ranks:
             return [float(value) for value in values]
         return [float(total) for total in self.gather(np.array(values, np.float64)).sum(axis=0)]
 
+    def largest(self, value: int) -> int:
+        """The largest ``value`` of any rank."""
+        return value if self.world == 1 else int(self.gather(np.array(value)).max())
+
     def gather(self, array: np.ndarray) -> np.ndarray:
         """Equal-shaped arrays of all ranks ``[world, …]`` on every rank."""
         if self.world == 1:
@@ -63,10 +67,15 @@ class Ranks:
         """Positions of this rank among ``count`` > 0, int64: every ``world``-th.
 
         All ranks get equally many, so that they make the same collective calls: where ``count`` does not
-        divide, the last position comes more than once. ``share(5)`` of two ranks: 0 2 4, and 1 3 4.
+        divide, later ranks repeat the last position. ``share(5)`` of two ranks: 0 2 4, and 1 3 4. The first
+        :meth:`owned` positions are this rank's alone.
         """
         each = -(-count // self.world)
         return np.minimum(np.arange(self.rank, each * self.world, self.world), count - 1)
+
+    def owned(self, count: int) -> int:
+        """How many positions of :meth:`share` are no repetition; the sum over ranks is ``count``."""
+        return len(range(self.rank, count, self.world))
 
     def joined(self, parts: np.ndarray, count: int) -> np.ndarray:
         """Undo :meth:`share`: every rank's rows ``[M, …]`` → all ``[count, …]`` in order, on every rank."""

@@ -116,13 +116,13 @@ class OneProcess:
         return f"{sum(parameter.numel() for parameter in self.task.model.parameters()):,} parameters"
 
 
-def tables_factory(*, sharded: bool, dense_table_rows: int) -> TablesFactory:
+def tables_factory(ranks: Ranks, *, sharded: bool, dense_table_rows: int) -> TablesFactory:
     """What makes the tables of a model that :func:`place` then places."""
     if not sharded:
         return partial(PlainTables, dense_rows=dense_table_rows)
     from training.torchrec_tables import TorchRecTables
 
-    return TorchRecTables
+    return partial(TorchRecTables, ranks=ranks)
 
 
 def place(task: Task, rule: UpdateRule, ranks: Ranks, device: torch.device, *, sharded: bool) -> Placement:

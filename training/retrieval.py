@@ -155,7 +155,7 @@ def validate(
     model.train(was_training)
     if ranks.world == 1:
         return rank_metrics(held, user_UD, video_ND, k)
-    own = np.unique(share)
-    metrics = rank_metrics(held.take(own), user_UD[: len(own)], video_ND, k)
-    totals = ranks.sum([value * len(own) for value in metrics.values()])
+    owned = ranks.owned(users)
+    metrics = rank_metrics(held.take(share[:owned]), user_UD[:owned], video_ND, k)
+    totals = ranks.sum([value * owned for value in metrics.values()])
     return {name: total / max(users, 1) for name, total in zip(metrics, totals, strict=True)}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.nn import functional as F
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -48,7 +49,7 @@ warnings.filterwarnings(
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def to_jagged(features: FeatureBatch, names: list[str]) -> KeyedJaggedTensor:
+def to_jagged(features: FeatureBatch, names: list[str], size: int) -> KeyedJaggedTensor:
     """Bags as TorchRec wants them: all values feature by feature, and every bag's length.
 
     Two videos with tags {3, 5} and {} and creators {7} and {8}::
@@ -56,13 +57,15 @@ def to_jagged(features: FeatureBatch, names: list[str]) -> KeyedJaggedTensor:
         bags     video_tags = ([3, 5], offsets [0, 2, 2]), video_creator = ([7, 8], offsets [0, 1, 2])
         jagged   keys [video_tags, video_creator], values [3, 5, 7, 8], lengths [2, 0, 1, 1]
 
-    Invariant: ``len(lengths) == F · N`` and ``sum(lengths) == len(values)``.
+    Features are padded with empty bags to ``size`` ≥ N, since TorchRec wants equally many on all ranks: with
+    size 3 the lengths are [2, 0, 0, 1, 1, 0]. Invariant: ``len(lengths) == F · size`` and ``sum(lengths) ==
+    len(values)``.
     """
     bags = [features.bags[name] for name in names]
     return KeyedJaggedTensor(
         keys=names,
         values=torch.cat([values for values, _ in bags]),
-        lengths=torch.cat([offsets.diff() for _, offsets in bags]),
+        lengths=torch.cat([F.pad(offsets.diff(), (0, size - features.size)) for _, offsets in bags]),
     )
 
 
@@ -73,8 +76,9 @@ class TorchRecTables(nn.Module):
     where tables that are cut by rows stand beside others.
     """
 
-    def __init__(self, rows: dict[str, int], dim: int) -> None:
+    def __init__(self, rows: dict[str, int], dim: int, *, ranks: Ranks) -> None:
         super().__init__()
+        self.ranks = ranks
         self.names = list(rows)
         self.dim = dim
         self.seeds = {name: draw_seed() for name in rows}
@@ -96,13 +100,14 @@ class TorchRecTables(nn.Module):
                 return self.forward(features)
         if self.collection is None:
             return self.nothing.expand(features.size, -1)
-        jagged = to_jagged(features, self.names)
+        size = self.ranks.largest(features.size)
+        jagged = to_jagged(features, self.names, size)
         pooled = self.collection(jagged)
-        sum_NFD = pooled.values().view(features.size, len(self.names), self.dim)
+        sum_NFD = pooled.values().view(size, len(self.names), self.dim)
         order: list[str] = pooled.keys()  # grouped by how tables are placed
         length_FN = torch.stack([jagged[name].lengths() for name in order])
         mean_NFD: Tensor = sum_NFD / length_FN.T.clamp_min(1)[..., None]
-        return mean_NFD.sum(1)
+        return mean_NFD.sum(1)[: features.size]
 
 
 class ShardedByTorchRec:

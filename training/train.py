@@ -72,7 +72,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     out = Path(config.out)
     ranks.on_lead(lambda: open_run(config, prepared, fingerprint))
 
-    tables = tables_factory(sharded=sharded, dense_table_rows=rule.dense_table_rows)
+    tables = tables_factory(ranks, sharded=sharded, dense_table_rows=rule.dense_table_rows)
     model = TwoTower(shape, tables=tables)
     objective = RetrievalObjective(prepared, device, recipe.id_dropout)
     task = Task(model, lambda batch: objective.loss(model, batch), ranks)

@@ -17,7 +17,8 @@ def test_shares_of_the_docstring():
 def test_shares_are_equally_long_and_cover_everything(count, world):
     shares = [Ranks(rank, world).share(count) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    assert set(np.concatenate(shares).tolist()) == set(range(count))
+    owned = [share[: Ranks(rank, world).owned(count)] for rank, share in enumerate(shares)]
+    assert sorted(np.concatenate(owned).tolist()) == list(range(count))
 
 
 @given(count=st.integers(1, 50), world=st.integers(1, 9))
@@ -74,7 +75,6 @@ def test_a_mistake_that_all_ranks_meet_is_told_once(monkeypatch, rank, expected)
     [
         "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:123\nmore",
         "Timed out waiting 600000ms for recv operation to complete",
-        "NCCL communicator was aborted on rank 1.",
     ],
 )
 def test_a_lost_peer_is_told_in_one_line(monkeypatch, message):

@@ -14,7 +14,7 @@ from training.checkpoint import save_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-#: Without dropout, since ranks draw their own; the table of ids is large (cut by rows, row-wise Adagrad).
+#: Without dropout, since ranks draw their own; ids and markets are large tables (cut, row-wise Adagrad).
 EXACT = ("model.dropout=0", "model.id_dropout=0", "model.optimizer.dense_table_rows=10", "model.max_epochs=4")
 WHOLE, HALF = "model.tokens=400", "model.tokens=200"
 
@@ -22,7 +22,7 @@ WHOLE, HALF = "model.tokens=400", "model.tokens=200"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parity")
-    checkerboard(folder / "prepared")
+    checkerboard(folder / "prepared", users=61)  # two ranks cannot share them evenly
     assert train(f"prepared={folder}/prepared", f"out={folder}/one", *EXACT, WHOLE) == 0
     return folder
 

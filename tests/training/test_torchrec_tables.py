@@ -26,10 +26,13 @@ def test_the_example_of_the_docstring():
     from training.torchrec_tables import to_jagged
 
     features = bags_of({"video_tags": [[3, 5], []], "video_creator": [[7], [8]]})
-    jagged = to_jagged(features, ["video_tags", "video_creator"])
+    jagged = to_jagged(features, ["video_tags", "video_creator"], 2)
     assert jagged.keys() == ["video_tags", "video_creator"]
     assert jagged.values().tolist() == [3, 5, 7, 8]
     assert jagged.lengths().tolist() == [2, 0, 1, 1]
+    padded = to_jagged(features, ["video_tags", "video_creator"], 3)
+    assert padded.values().tolist() == [3, 5, 7, 8]
+    assert padded.lengths().tolist() == [2, 0, 0, 1, 1, 0]
 
 
 def test_features_follow_the_names_and_no_bag_is_mixed():
@@ -37,7 +40,7 @@ def test_features_follow_the_names_and_no_bag_is_mixed():
 
     g = np.random.default_rng(1)
     lists = {name: [g.integers(0, 99, g.integers(0, 4)).tolist() for _ in range(5)] for name in "abc"}
-    jagged = to_jagged(bags_of(lists), ["c", "a", "b"])
+    jagged = to_jagged(bags_of(lists), ["c", "a", "b"], 5)
     assert len(jagged.lengths()) == 3 * 5
     assert int(jagged.lengths().sum()) == len(jagged.values())
     for name, rows in lists.items():

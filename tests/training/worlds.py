@@ -45,14 +45,14 @@ def checkerboard(
             bags=(
                 _bag("video_id", Side.video, videos + 1),
                 _bag("video_tags", Side.video, 6, multiple=True),
-                _bag("user_market", Side.user, 3),
+                _bag("user_market", Side.user, 13),
             )
         ),
         indexes={"catalogue": catalogue, "users": people, "surfaces": _ids(1), "markets": _ids(1)},
         vocabularies={},
         video_table=_videos(videos, g),
         user_table=EncodedTable(
-            users + 1, {"user_market": (np.r_[0, 1 + np.arange(users) // 2 % 2], np.arange(users + 2))}
+            users + 1, {"user_market": (np.r_[0, 1 + np.arange(users) // 2 % 12], np.arange(users + 2))}
         ),
         video_train_count=np.bincount(train, minlength=videos + 1),
         video_train_true=true,
