@@ -54,7 +54,8 @@ class Recency:
         parts = [self._by_creator[self._offset[code] : self._offset[code + 1]] for code in creators.tolist()]
         rows = np.concatenate([NO_ROWS, *parts])
         rows = rows[self._publish_ms[rows] <= now_ms]
-        return rows[np.argsort(-self._publish_ms[rows], kind="stable")]
+        newest_first: Rows = rows[np.argsort(-self._publish_ms[rows], kind="stable")]
+        return newest_first
 
 
 def further_candidates(
