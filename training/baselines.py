@@ -58,7 +58,7 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     Console().print(
         f"{recipe.name}: validation {shown}, model in {config.out}/model\n"
-        f"next: shopreel train model=two_tower prepared={config.prepared} out=RUN (the same validation users)",
+        f"next: shopreel train model=two_tower prepared={config.prepared} out=RUN",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
