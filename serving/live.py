@@ -27,7 +27,6 @@ from serving.exact import Rows, Vectors
 from serving.golden import check_golden
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline, RankedList, RankRequest
-from serving.sources import Recency
 from serving.state.protocol import Id, Step
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
@@ -70,7 +69,6 @@ class LiveBundle:
     pipeline: RankingPipeline
     has_ranker: bool
     facts: CatalogueFacts
-    recency: Recency
     catalogue: Vocabulary
     users: Vocabulary
     surfaces: Vocabulary
@@ -136,7 +134,6 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> LiveBundle:
         pipeline=pipeline,
         has_ranker=bundle.ranker is not None,
         facts=pipeline.facts,
-        recency=Recency(pipeline.facts),
         catalogue=bundle.catalogue,
         users=bundle.users,
         surfaces=bundle.surfaces,

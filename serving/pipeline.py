@@ -50,8 +50,7 @@ class RankRequest:
 
     ``exclude_rows`` (seen, served, hidden) never return. ``rules`` applies the hard rules: eligible in
     ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
-    (None: the whole catalogue). ``extra`` names further candidates by source, scored beside the ``k``;
-    those excluded, not eligible or found already are dropped. ``ranker`` False leaves the ranker out.
+    (None: the whole catalogue).
     """
 
     user: UserRequest
@@ -60,18 +59,15 @@ class RankRequest:
     market: str | None = None
     rules: bool = True
     allowed_rows: Rows | None = None
-    extra: Mapping[str, Rows] = field(default_factory=dict)
-    ranker: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
     """The answer to one request, best first, equal scores by row; shorter than ``k`` only for want of videos.
 
-    It is longer than ``k`` by as many as ``extra`` brought in. ``source[i]`` says where ``video_row[i]``
-    came from. ``degraded`` names what failed on the way; empty when all went well. With a ranker ``score``
-    is the value, ``probabilities`` hold float32[K] per task and ``retrieval_score`` the tower's. ``stages``
-    is filled only when asked for.
+    ``source[i]`` says where ``video_row[i]`` came from. ``degraded`` names what failed on the way; empty
+    when all went well. With a ranker ``score`` is the value, ``probabilities`` hold float32[K] per task and
+    ``retrieval_score`` the tower's. ``stages`` is filled only when asked for.
     """
 
     video_row: Rows
@@ -192,18 +188,16 @@ class Pipeline:
                 {Stage.exact: truth, Stage.index: found, Stage.feed: shown}
                 for truth, found, shown in zip(exact, index, feed, strict=True)
             ]
-        if self.bundle.ranker is None and not any(request.extra for request in requests):
+        if self.bundle.ranker is None:
             return [
                 RankedList(hits.video_row, hits.score, (TWO_TOWER,) * len(hits.video_row), stages=looked_at)
                 for hits, looked_at in zip(feed, seen, strict=True)
             ]
         answers = []
         for place, request in enumerate(requests):
-            answer = self._order(request, *self._joined(request, feed[place], user_BD[place], eligible))
-            if stages and self.bundle.ranker is None:
-                answer = replace(answer, stages=seen[place])
-            elif stages:
-                free = answer if eligible is None else self._order(request, index[place], {})
+            answer = self._order(request, feed[place])
+            if stages:
+                free = answer if eligible is None else self._order(request, index[place])
                 cut = {
                     stage: Hits(hits.video_row[: request.k], hits.score[: request.k])
                     for stage, hits in seen[place].items()
@@ -214,40 +208,19 @@ class Pipeline:
             answers.append(answer)
         return answers
 
-    def _joined(
-        self, request: RankRequest, found: Hits, user_D: Vectors, eligible: Mask | None
-    ) -> tuple[Hits, dict[int, str]]:
-        """What was found together with the request's further candidates, and the source of each of these."""
-        source: dict[int, str] = {}
-        size = self.retriever.size if eligible is None else len(eligible)
-        for name, rows in request.extra.items():
-            fresh = rows[(rows > 0) & (rows < size)]
-            fresh = np.setdiff1d(fresh, np.concatenate([found.video_row, request.exclude_rows]))
-            if eligible is not None:
-                fresh = fresh[eligible[fresh]]
-            source |= {row: name for row in fresh.tolist() if row not in source}
-        if not source:
-            return found, source
-        rows = np.array(list(source), np.int64)
-        score = pair_scores(self.retriever.vectors_of(rows), user_D)
-        rows = np.concatenate([found.video_row, rows])
-        return best_first(rows, np.concatenate([found.score, score]), len(rows)), source
-
-    def _order(self, request: RankRequest, found: Hits, source: Mapping[int, str]) -> RankedList:
-        """The best of the candidates by value; by the tower's score where there is no ranker, or it fails."""
+    def _order(self, request: RankRequest, found: Hits) -> RankedList:
+        """The best of the candidates by the ranker's value; by the tower's score where the ranker fails."""
         degraded: tuple[str, ...] = ()
         said = None
-        if self.bundle.ranker is not None and request.ranker:
-            try:
-                said = self.predict(request.user, found.video_row, request.market)
-            except Exception:
-                LOG.exception("the ranker failed; falling back to the order of retrieval")
-                degraded = ("ranker",)
+        try:
+            said = self.predict(request.user, found.video_row, request.market)
+        except Exception:
+            LOG.exception("the ranker failed; falling back to the order of retrieval")
+            degraded = ("ranker",)
         value = found.score if said is None else said.value
-        best = np.lexsort((found.video_row, -value))[: request.k + len(source)]
-        rows = found.video_row[best]
+        best = np.lexsort((found.video_row, -value))[: request.k]
         return RankedList(
-            rows, value[best], tuple(source.get(row, TWO_TOWER) for row in rows.tolist()), degraded,
+            found.video_row[best], value[best], (TWO_TOWER,) * len(best), degraded,
             probabilities={} if said is None else {task: p[best] for task, p in said.probabilities.items()},
             retrieval_score=None if said is None else found.score[best],
         )  # fmt: skip

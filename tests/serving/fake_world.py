@@ -25,7 +25,6 @@ from serving.paging import FeedSettings
 from serving.pipeline import RankedList, RankRequest
 from serving.service import FeedService
 from serving.slate import NO_PREFERENCES, SlatePreferences
-from serving.sources import Recency
 from serving.state import Limits, Store, open_store
 from serving.state.protocol import DAY_MS
 
@@ -153,7 +152,6 @@ def fake_bundle(
         pipeline=CircleRanker(facts),
         has_ranker=ranker,
         facts=facts,
-        recency=Recency(facts),
         catalogue=Vocabulary.build(pa.array(ids)),
         users=Vocabulary.build(pa.array(range(1, users + 1))),
         surfaces=Vocabulary.build(pa.array(["feed"])),
