@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data.columns import ranges
 from data.negatives import MixedSampler
 from data.prepared import Prepared
 from data.sequences import Sequences, Windows, cut_windows
@@ -182,7 +183,7 @@ class SequenceLoader:
         for name, column in sequences.steps.items():
             picked = column[index_BS] if len(column) else np.zeros_like(index_BS)
             step[name] = np.where(valid_BS, picked, 0).astype(np.int64)
-        targets = _ranges(windows.target_offsets[chosen], windows.target_offsets[chosen + 1])
+        targets = ranges(windows.target_offsets[chosen], windows.target_offsets[chosen + 1])
         counts = np.diff(windows.target_offsets)[chosen]
         batch = Batch(
             user_row_B=sequences.user_row[windows.row[chosen]],
@@ -218,13 +219,6 @@ class SequenceLoader:
             video_rows=drawn.rows,
             log_correction=drawn.log_correction,
         )
-
-
-def _ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Concatenated ``arange(begin[i], end[i])``: ``[2, 7], [4, 9] → [2, 3, 7, 8]``."""
-    counts = end - begin
-    shift = np.repeat(begin - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-    return shift + np.arange(int(counts.sum()))
 
 
 def _shuffled(
