@@ -17,7 +17,7 @@ def full_softmax(
     temperature: Tensor,
     hidden_PX: Tensor,
 ) -> Tensor:
-    """Weighted cross-entropy over the whole catalogue, scalar.
+    """Weighted cross-entropy over all of ``video_CD``, scalar.
 
     ``target_P`` are rows of ``video_CD``. ``hidden_PX`` are rows that no feed would show to this user (seen
     before; the unknown video): they take no part, except the target itself, so an entry is padded with

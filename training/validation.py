@@ -1,4 +1,7 @@
-"""Full ranking of the validation split during training: the same masks and truths as ``replay``.
+"""Full ranking of a held-out split during training, read from the prepared sequences.
+
+Seen are the videos shown before; ``replay`` also counts those that were only acted on, so the figures of
+a log with an ``actions`` table can differ a little from replay's.
 
 Axes: U users, K cutoff.
 """
