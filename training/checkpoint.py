@@ -7,6 +7,7 @@ safetensors; either form can be read by any number of processes. The served mode
 """
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,8 +102,10 @@ def load_checkpoint(
     wanted = {**_vectors(state), **random}
     try:
         if ranks.grouped or not (newest / "state.safetensors").exists():
-            reader = HuggingFaceStorageReader(str(newest))
-            load(wanted, storage_reader=reader, no_dist=not ranks.grouped)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked
+                reader = HuggingFaceStorageReader(str(newest))
+                load(wanted, storage_reader=reader, no_dist=not ranks.grouped)
         else:
             _copy(load_file(newest / "state.safetensors"), wanted)
         if record["best_metric"] is None:

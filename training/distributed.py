@@ -14,7 +14,8 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from data.errors import ShopreelError
 
@@ -122,9 +123,10 @@ def open_ranks(*, connect: bool, cuda: bool, timeout_minutes: float) -> Iterator
     except RuntimeError as error:
         if world == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
+        reason = re.sub(r"\[\S*/gloo/\S*\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
         raise RankLostError(
-            f"process {rank} of {world} lost another one ({str(error).splitlines()[0][:160]}); see what it "
-            "printed (killed without a word: out of memory?), then start again with resume=true"
+            f"process {rank} of {world} lost another one ({reason[:160]}); see what it printed (killed "
+            "without a word: out of memory?), then start again with resume=true"
         ) from None
     finally:
         if dist.is_initialized():
@@ -138,6 +140,10 @@ def _environ(name: str, default: int) -> int:
 def _connect(ranks: Ranks, cuda: bool, timeout: timedelta) -> None:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if ranks.world == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        store: Store = HashStore()
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        if ranks.local_world == ranks.world:
+            # torchrun may keep its store over restarts, with the addresses of processes that are gone
+            store = PrefixStore(f"restart {_environ('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
