@@ -70,10 +70,10 @@ def keep(
     branches = [(broken.fill_null(False), why) for why, broken in reasons.items()]
     marked = rows.mutate(dropped_because=ibis.cases(*branches, else_=ibis.null("string")))
     counted = marked.group_by("dropped_because").aggregate(n=marked.count())
-    for row in staging.fetch(counted):
-        report.read += row["n"]
-        if row["dropped_because"] is not None:
-            report.dropped[row["dropped_because"]] = row["n"]
+    # groups come back in any order; the report keeps that of ``reasons``, for equal bytes from equal input
+    found = {row["dropped_because"]: row["n"] for row in staging.fetch(counted)}
+    report.read += sum(found.values())
+    report.dropped.update({why: found[why] for why in reasons if why in found})
     return marked.filter(marked.dropped_because.isnull()).drop("dropped_because")
 
 
