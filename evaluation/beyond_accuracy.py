@@ -13,10 +13,10 @@ import pyarrow.dataset as ds
 from evaluation.arrays import Floats, Ints, ratio, stack, sum_by
 from evaluation.bootstrap import Estimate, estimates
 from evaluation.catalogue import Catalogue, codes, merchant_weights, row_per_video, size_classes
-from evaluation.ids import id_words, segments
+from evaluation.ids import Directory, id_words, segments
 from evaluation.inputs import RunSource
 from evaluation.tables import batches
-from evaluation.truth import Truth, request_rows
+from evaluation.truth import Truth
 
 #: Weight of the user's own taste mixed into the list's, so that the divergence stays finite.
 TASTE_SMOOTHING = 0.01
@@ -37,10 +37,11 @@ def top_videos(source: RunSource, truth: Truth, catalogue: Catalogue, k: int) ->
     where = ds.field("rank") <= k
     if source.where is not None:
         where = where & source.where
+    rows_of = Directory(truth.request_ids)
     requests, videos = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for batch in batches("run", source.table, ["request_id", "video_id"], where):
         starts, ids = segments(batch.column("request_id"))
-        row_N = np.repeat(request_rows(truth, ids), np.diff(np.r_[starts, batch.num_rows]))
+        row_N = np.repeat(rows_of.rows(id_words(ids)), np.diff(np.r_[starts, batch.num_rows]))
         video_N = catalogue.video_rows.rows(id_words(batch.column("video_id")))
         kept = (row_N >= 0) & (video_N >= 0)
         requests.append(row_N[kept])

@@ -17,29 +17,10 @@ import pyarrow.parquet as pq
 
 from data.dataset import Dataset, read_info
 from data.errors import ContractError
-from evaluation.arrays import Floats, Ints, Words
-from evaluation.ids import id_words
+from evaluation.arrays import Floats, Ints
+from evaluation.ids import Directory, id_words
 from evaluation.tables import Kind, batches, check_columns
 from evaluation.truth import Truth
-
-
-class Directory:
-    """Rows of a table by id: ``rows(words)`` is the row of each id, −1 for an unknown one."""
-
-    def __init__(self, ids: pa.ChunkedArray | pa.Array) -> None:
-        word_V = id_words(ids)
-        self._order = np.argsort(word_V)
-        self._sorted = word_V[self._order]
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def rows(self, words: Words) -> Ints:
-        """The row of each word, −1 where there is none."""
-        if not len(self._order):
-            return np.full(len(words), -1, np.int64)
-        place = np.minimum(np.searchsorted(self._sorted, words), len(self._sorted) - 1)
-        return np.where(self._sorted[place] == words, self._order[place], -1)
 
 
 @dataclass(frozen=True, slots=True)

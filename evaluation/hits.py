@@ -1,8 +1,7 @@
 """Joining a run with the truth: where in each request's ranking did the right videos stand?
 
 The run is streamed once in batches of whole requests, so that 100 M rows need no more memory than the
-hits they contain. A 64-bit hash of (request, video) finds candidate matches; every match is then
-confirmed on the request and the video's word.
+hits they contain.
 """
 
 from collections.abc import Iterator
@@ -14,9 +13,9 @@ import pyarrow.dataset as ds
 
 from data.errors import ContractError
 from evaluation.arrays import Bools, Floats, Ints, Words
-from evaluation.ids import id_words, is_text, mix, segments
+from evaluation.ids import Directory, id_words, is_text, mix, segments
 from evaluation.tables import BATCH_ROWS, RUN, batches, plain_ids, refuse_nulls
-from evaluation.truth import Truth, request_rows
+from evaluation.truth import Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,10 @@ class _Chunk:
 class _Join:
     def __init__(self, name: str, truth: Truth, *, grouped: bool, renumber: bool) -> None:
         self.name, self.truth, self.grouped, self.renumber = name, truth, grouped, renumber
-        self.index = _TruthIndex(id_words(truth.video_T), truth.request_T)
+        self.requests = Directory(truth.request_ids)
+        self.video_T = id_words(truth.video_T)
+        self.right_R = np.bincount(truth.request_T, minlength=truth.requests)
+        self.first_R = np.cumsum(self.right_R) - self.right_R
         self.depth_R = np.zeros(truth.requests, np.int64)
         self.found: list[tuple[Ints, Ints, Ints]] = []
         self.outside: list[pa.Array] = []
@@ -145,7 +147,10 @@ class _Join:
             mine, other = ("string", "int64") if is_text(self.truth.video_T) else ("int64", "string")
             raise ContractError(f"{self.name}: video_id is {other}, in the truth {mine}; cast one of them")
         starts, ids = segments(batch.column("request_id"))
-        row_S = request_rows(self.truth, ids)
+        if is_text(ids) != is_text(self.truth.request_ids):
+            mine, other = ("string", "int64") if is_text(self.truth.request_ids) else ("int64", "string")
+            raise ContractError(f"{self.name}: request_id is {other}, in the truth {mine}; cast one of them")
+        row_S = self.requests.rows(id_words(ids))
         length_S = np.diff(np.r_[starts, batch.num_rows])
         unknown = row_S < 0
         if unknown.any():
@@ -184,9 +189,42 @@ class _Join:
             self._refuse(bad_N, chunk, segment_N, "has ranks that are not 1, 2, 3, … without gap or repeat")
         self._refuse_duplicates(chunk, segment_N)
         self._look_at_scores(chunk.score_N, start_S, segment_N)
-        row_N = chunk.row_S[segment_N]
-        at, truth_H = self.index.find(row_N, chunk.video_N)
-        self.found.append((row_N[at], chunk.rank_N[at], truth_H))
+        at, truth_H = self._match(chunk, segment_N)
+        self.found.append((chunk.row_S[segment_N[at]], chunk.rank_N[at], truth_H))
+
+    def _match(self, chunk: _Chunk, segment_N: Ints) -> tuple[Ints, Ints]:
+        """Rows of the chunk that are right, and the truth row of each.
+
+        A bitmap of the chunk's own right videos, small enough for the cache, sends nearly all rows away
+        at once; the rest is looked up by a 64-bit hash and then compared.
+        """
+        right_S = self.right_R[chunk.row_S]
+        segment_T = np.repeat(np.arange(len(right_S)), right_S)
+        inside_T = np.arange(len(segment_T)) - np.repeat(np.cumsum(right_S) - right_S, right_S)
+        truth_T = self.first_R[chunk.row_S][segment_T] + inside_T
+        key_T = mix(self.video_T[truth_T], segment_T)
+        order = np.argsort(key_T)
+        key_T, segment_T, truth_T = key_T[order], segment_T[order], truth_T[order]
+        shift = np.uint64(64 - max(10, int(len(key_T) * 16).bit_length()))
+        maybe = np.zeros(1 << (64 - int(shift)), np.bool_)
+        maybe[key_T >> shift] = True
+        key_N = mix(chunk.video_N, segment_N)
+        at = np.flatnonzero(maybe[key_N >> shift])
+        place = np.searchsorted(key_T, key_N[at])
+        found_at, found_truth = [], []
+        while len(at):
+            same = key_T[np.minimum(place, len(key_T) - 1)] == key_N[at]
+            same &= place < len(key_T)
+            at, place = at[same], place[same]
+            video_equal = self.video_T[truth_T[place]] == chunk.video_N[at]
+            match = video_equal & (segment_T[place] == segment_N[at])
+            found_at.append(at[match])
+            found_truth.append(truth_T[place[match]])
+            at, place = at[~match], place[~match] + 1
+        none = np.zeros(0, np.int64)
+        rows, truth = np.concatenate([none, *found_at]), np.concatenate([none, *found_truth])
+        sequence = np.argsort(rows)
+        return rows[sequence], truth[sequence]
 
     def _refuse(self, bad_N: Bools, chunk: _Chunk, segment_N: Ints, what: str) -> None:
         if bad_N.any():
@@ -217,43 +255,6 @@ class _Join:
         step_N = np.diff(score_N)
         self.unordered += len(np.unique(segment_N[1:][inside & (step_N > 0)]))
         self.tied += len(np.unique(segment_N[1:][inside & (step_N == 0)]))
-
-
-class _TruthIndex:
-    """Which truth row is (request row, video code)? Mostly none: a bitmap says so at once."""
-
-    def __init__(self, video_T: Words, request_T: Ints) -> None:
-        key_T = mix(video_T, request_T)
-        self.order = np.argsort(key_T, kind="stable")
-        self.key_T, self.video_T, self.request_T = (
-            key_T[self.order],
-            video_T[self.order],
-            request_T[self.order],
-        )
-        bits = min(27, max(10, int(len(key_T) * 16).bit_length()))
-        self.shift = np.uint64(64 - bits)
-        self.maybe = np.zeros(1 << bits, np.bool_)
-        self.maybe[key_T >> self.shift] = True
-
-    def find(self, row_N: Ints, video_N: Words) -> tuple[Ints, Ints]:
-        """Positions in the arguments that match, and the truth row of each."""
-        key_N = mix(video_N, row_N)
-        at = np.flatnonzero(self.maybe[key_N >> self.shift])
-        place = np.searchsorted(self.key_T, key_N[at])
-        hit_at, hit_truth = [], []
-        while len(at):
-            inside = place < len(self.key_T)
-            at, place = at[inside], place[inside]
-            same = self.key_T[place] == key_N[at]
-            at, place = at[same], place[same]
-            match = (self.video_T[place] == video_N[at]) & (self.request_T[place] == row_N[at])
-            hit_at.append(at[match])
-            hit_truth.append(self.order[place[match]])
-            at, place = at[~match], place[~match] + 1
-        none = np.zeros(0, np.int64)
-        found, rows = np.concatenate([none, *hit_at]), np.concatenate([none, *hit_truth])
-        order = np.argsort(found, kind="stable")
-        return found[order], rows[order]
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:

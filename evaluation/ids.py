@@ -27,6 +27,25 @@ def id_words(column: pa.Array | pa.ChunkedArray) -> Words:
     return _hash(ids)
 
 
+class Directory:
+    """Rows of a table by id: an id is not a row, and an unknown one has row −1."""
+
+    def __init__(self, ids: pa.ChunkedArray | pa.Array) -> None:
+        word_V = id_words(ids)
+        self._order = np.argsort(word_V)
+        self._sorted = word_V[self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def rows(self, words: Words) -> Ints:
+        """The row of each word, −1 where there is none."""
+        if not len(self._order):
+            return np.full(len(words), -1, np.int64)
+        place = np.minimum(np.searchsorted(self._sorted, words), len(self._sorted) - 1)
+        return np.where(self._sorted[place] == words, self._order[place], -1)
+
+
 def is_text(column: pa.Array | pa.ChunkedArray) -> bool:
     """Whether the ids are strings; int64 and string ids never match each other."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type

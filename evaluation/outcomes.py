@@ -10,9 +10,8 @@ import pyarrow.dataset as ds
 from data.schema import LABELS
 from evaluation.arrays import Floats, Words
 from evaluation.bootstrap import Estimate, estimates
-from evaluation.catalogue import Directory
 from evaluation.hits import Hits
-from evaluation.ids import id_words, mix
+from evaluation.ids import Directory, id_words, mix
 from evaluation.tables import batches
 from evaluation.truth import Truth
 from evaluation.waterfall import rank_of_truth

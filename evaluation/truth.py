@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.errors import ContractError
 from evaluation.arrays import Floats, Ints
@@ -94,20 +92,6 @@ def read_truth(path: str | Path) -> Truth:
         path=str(path), request_ids=requests.dictionary, user_ids=users.dictionary, user_R=user_R,
         request_T=request_T, video_T=video_T, gain_T=gain_T, rows=rows,
     )  # fmt: skip
-
-
-def request_rows(truth: Truth, ids: pa.Array) -> Ints:
-    """The row of each request id in the truth, -1 where the truth does not know it."""
-    if pa.types.is_int64(ids.type) != pa.types.is_int64(truth.request_ids.type):
-        raise ContractError(
-            f"truth={truth.path}: request_id is {truth.request_ids.type}, in the run {ids.type}; cast one"
-        )
-    return _nullable(pc.index_in(ids, value_set=truth.request_ids))
-
-
-def _nullable(indices: Any) -> Ints:
-    filled: Ints = indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return filled
 
 
 def _indices(encoded: pa.DictionaryArray) -> Ints:

@@ -34,7 +34,7 @@ RUN_FAULTS: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "rank twice": (lambda t: replaced(t, "rank", [1, 2, 3, 1, 1, 2]), "'r2' has ranks that are not 1, 2, 3"),
     "nan score": (lambda t: replaced(t, "score", [1, 0, np.nan, 1, 1, 1]), "'r1' has a score that is not a finite"),
     "other ids": (lambda t: replaced(t, "video_id", list("123321")), "video_id is string, in the truth int64"),
-    "other requests": (lambda t: replaced(t, "request_id", [1, 1, 1, 2, 2, 2]), "request_id is large_string, in the run int64"),
+    "other requests": (lambda t: replaced(t, "request_id", [1, 1, 1, 2, 2, 2]), "request_id is int64, in the truth string"),
     "one request in two places": (
         lambda t: pa.concat_tables([t, t]),
         "has ranks that are not 1, 2, 3, … without gap or repeat",
