@@ -7,8 +7,10 @@ the difference of two of them *paired*.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from evaluation.arrays import Floats, Ints, ratio, stack, sum_by
@@ -69,12 +71,20 @@ def resampling_units(user_R: Ints, users: int, seed: int) -> tuple[Ints, int]:
 
 def draws(units: int, replicates: int, seed: int) -> Iterator[Floats]:
     """Blocks [b, units] of how often each unit is drawn: ``units`` draws with replacement a row."""
-    random = np.random.default_rng([seed, 2])
-    block = max(1, min(replicates, (1 << 22) // max(units, 1)))
+    block = max(1, (1 << 22) // max(units, 1))
     for start in range(0, replicates, block):
-        size = min(block, replicates - start)
-        drawn = random.integers(0, units, (size, units)) + np.arange(size)[:, None] * units
-        yield np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
+        yield _drawn(units, min(block, replicates - start), seed, start).astype(np.float64)
+
+
+@lru_cache(maxsize=16)
+def _drawn(units: int, rows: int, seed: int, start: int) -> npt.NDArray[np.uint8]:
+    """One block of draws, kept because every metric and slice of a report asks for the same ones.
+
+    At most 64 MiB are kept. A unit is drawn more than 255 times with a chance below 1e-500.
+    """
+    random = np.random.default_rng([seed, 2, start])
+    drawn = random.integers(0, units, (rows, units)) + np.arange(rows)[:, None] * units
+    return np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.uint8)
 
 
 def replicate(sums: UserSums, replicates: int, seed: int) -> Floats:
