@@ -50,7 +50,7 @@ def _distinct(columns: list[SliceColumn]) -> list[SliceColumn]:
     kept: list[SliceColumn] = []
     for column in columns:
         alike = [other for other in kept if len(other.labels) == len(column.labels)]
-        pairs = [len(np.unique(column.code_T * len(o.labels) + o.code_T)) for o in alike]
+        pairs = [len(np.unique(column.code_X * len(o.labels) + o.code_X)) for o in alike]
         if len(column.labels) not in pairs:
             kept.append(column)
     return kept

@@ -173,6 +173,7 @@ def study_stages(
             columns,
             (settings.verdict, whole.step_RP[:, p], reached_R),
             (f"recall@{k}", videos.step_RP[:, p], reached_T),
+            cuts=len(whole.steps),
         )
     kept = kept_videos(stages, k)
     slices = {step: values for step, (values, _) in per_step.items()}
@@ -190,20 +191,23 @@ Part = tuple[str, Floats, Floats]
 
 
 def cut_both(
-    settings: Settings, truth: Truth, columns: list[SliceColumn], requests: Part, videos: Part
+    settings: Settings, truth: Truth, columns: list[SliceColumn], requests: Part, videos: Part, cuts: int = 1
 ) -> tuple[list[SliceValue], list[SliceValue]]:
     """Slices and worst slices by columns of the request and, outside those, by columns of the video.
 
-    ``requests`` and ``videos`` are (metric, top, bottom) per request and per right video.
+    ``requests`` and ``videos`` are (metric, top, bottom) per request and per right video; ``cuts`` how
+    many calls of this belong to one report.
     """
     first_T = np.flatnonzero(np.r_[True, truth.request_T[1:] != truth.request_T[:-1]])
     of_request = [
-        column for column in columns if (column.code_T == column.code_T[first_T][truth.request_T]).all()
+        column for column in columns if (column.code_X == column.code_X[first_T][truth.request_T]).all()
     ]
-    whole = [SliceColumn(c.name, c.labels, c.code_T[first_T]) for c in of_request]
+    whole = [SliceColumn(c.name, c.labels, c.code_X[first_T]) for c in of_request]
+    of_video = [column for column in columns if column not in of_request]
+    families = cuts * (bool(of_request) + bool(of_video))
     parts = (
-        Sliceable(*requests, truth.user_R, whole),
-        Sliceable(*videos, truth.user_R[truth.request_T], [c for c in columns if c not in of_request]),
+        Sliceable(*requests, truth.user_R, whole, families),
+        Sliceable(*videos, truth.user_R[truth.request_T], of_video, families),
     )
     kept_R, values, worst = np.ones(truth.requests, np.bool_), [], []
     draw = {"replicates": settings.replicates, "seed": settings.seed}

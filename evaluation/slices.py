@@ -60,6 +60,8 @@ class Sliceable:
 
     Rows are requests for columns that are constant within one, and right videos for columns of videos,
     where each video counts by itself, so that the whole is the weighted mean of the slices.
+    ``families`` is how many such cuts one report looks at together: p-values are multiplied by it, so
+    that nothing is found by looking often.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class Sliceable:
     bottom_X: Floats
     user_X: Ints
     columns: list[SliceColumn]
+    families: int = 1
 
     def cut(self, kept_X: Bools, *, replicates: int, seed: int) -> list[SliceValue]:
         """Every slice of the kept rows beside their whole.
@@ -80,7 +83,8 @@ class Sliceable:
         gap_S = value_S - value_S[-1]
         error_S = np.array([_deviation(draw_B - draws_BS[:, -1]) for draw_B in draws_BS.T])
         tested_S = sums.users_M >= MIN_USERS
-        p_S = benjamini_hochberg(np.where(tested_S, normal_test(gap_S, error_S), np.nan)[:-1])
+        single_S = np.where(tested_S, normal_test(gap_S, error_S), np.nan)[:-1]
+        p_S = np.minimum(benjamini_hochberg(single_S) * self.families, 1.0)
         names = [(column.name, label) for column in self.columns for label in column.labels]
         return [
             SliceValue(
@@ -108,7 +112,7 @@ class Sliceable:
         while (value := worst(values)) is not None:
             found.append(value)
             column = columns[value.column]
-            kept_X = kept_X & (column.code_T != column.labels.index(value.label))
+            kept_X = kept_X & (column.code_X != column.labels.index(value.label))
             if len(found) == count or not kept_X.any():
                 break
             values = self.cut(kept_X, replicates=replicates, seed=seed)
@@ -123,7 +127,7 @@ class Sliceable:
         tops, bottoms, counts = [], [], []
         for column in (*self.columns, whole):
             width = len(column.labels)
-            code_X = column.code_T[known_X]
+            code_X = column.code_X[known_X]
             cell_X = unit_X[known_X] * width + code_X
             tops.append(sum_by(cell_X, self.top_X[known_X], units * width).reshape(units, width))
             bottoms.append(sum_by(cell_X, self.bottom_X[known_X], units * width).reshape(units, width))

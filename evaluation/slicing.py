@@ -21,13 +21,13 @@ NOT_SLICES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SliceColumn:
-    """``code_T`` is the value of each truth row as an index into ``labels``."""
+    """``code_X`` is the value of each row (right video, or request) as an index into ``labels``."""
 
     name: str
     labels: list[str]
-    code_T: Ints
+    code_X: Ints
 
 
 def truth_columns(truth: Truth) -> dict[str, pa.ChunkedArray]:

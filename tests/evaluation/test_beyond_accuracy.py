@@ -145,7 +145,7 @@ def test_slices_from_the_dataset(world: World) -> None:
         "video.duration_ms",
     ]
     columns = {column.name: column for column in slice_columns(truth, names, catalogue)}
-    named = {n: [c.labels[code] for code in c.code_T] for n, c in columns.items()}
+    named = {n: [c.labels[code] for code in c.code_X] for n, c in columns.items()}
     assert named["new_user"] == ["known", "known", "new"]
     assert named["video_popularity"] == ["tail", "middle", "head"]
     assert named["creator_size"] == ["small", "medium", "large"]
