@@ -1,6 +1,5 @@
 """One self-contained HTML page: verdicts and findings, figures, tables, and what they rest on."""
 
-import json
 from html import escape
 from importlib import resources
 
@@ -13,6 +12,7 @@ from evaluation.html_tables import (
     off_policy_table,
     worst_table,
 )
+from evaluation.protocol import readable
 from evaluation.ranking_study import Comparison
 from evaluation.report import Report
 from evaluation.terminal import number
@@ -227,12 +227,12 @@ def _experiment(report: Report) -> str:
 def _protocol(report: Report) -> str:
     warnings = "".join(f"<li>{escape(line)}</li>" for line in report.protocol.warnings)
     rows = "".join(
-        f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>"
+        f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(readable(value))}</dd>"
         for key, value in report.protocol.facts.items()
         if key not in ("runs", "predictions")
     )
     runs = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(_plain(facts))}</dd>"
+        f"<dt>{escape(name)}</dt><dd>{escape(readable(facts))}</dd>"
         for key in ("runs", "predictions")
         for name, facts in report.protocol.facts.get(key, {}).items()
     )
@@ -241,12 +241,3 @@ def _protocol(report: Report) -> str:
         f'<h2>Protocol</h2>{listed}<div class="sheet"><dl>{rows}</dl>'
         f"<details><summary>Files</summary><dl>{runs}</dl></details></div>"
     )
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        known = {key: inner for key, inner in value.items() if inner not in (None, {}, [])}
-        return " · ".join(f"{key.replace('_', ' ')}: {_plain(inner)}" for key, inner in known.items())
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

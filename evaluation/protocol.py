@@ -1,5 +1,7 @@
 """What was measured, against what, and every reason to distrust the numbers."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,16 @@ def _overlap(protocol: Protocol, truth: Truth, catalogue: Catalogue) -> None:
         )
     if not known_T.all():
         protocol.warnings.append(f"{int((~known_T).sum()):,} right videos are not in the dataset's catalogue")
+
+
+def readable(value: Any) -> str:
+    """A fact as one line: ``name: test · mode: time``, numbers with thousands, empty parts left out."""
+    if isinstance(value, Mapping):
+        known = {key: inner for key, inner in value.items() if inner not in (None, {}, [])}
+        return " · ".join(f"{str(key).replace('_', ' ')}: {readable(inner)}" for key, inner in known.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _number(value: Any) -> float:

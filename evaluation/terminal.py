@@ -13,7 +13,7 @@ from evaluation.bootstrap import Estimate
 from evaluation.comparison import p_text
 from evaluation.experiment_study import ExperimentStudy
 from evaluation.policy_study import OffPolicyStudy
-from evaluation.protocol import STATED
+from evaluation.protocol import STATED, readable
 from evaluation.ranking import METRICS
 from evaluation.ranking_study import Comparison, StageStudy
 from evaluation.report import Metrics, Report
@@ -257,7 +257,7 @@ def _protocol(report: Report, console: Console) -> None:
     counts = ("requests", "users", "right_videos", "catalogue_size")
     parts = [f"{facts[key]:,} {key.replace('_', ' ')}" for key in counts if isinstance(facts.get(key), int)]
     parts += [
-        f"{key.replace('_', ' ')}: {escape(_short(facts[key]))}"
+        f"{key.replace('_', ' ')}: {escape(_short(readable(facts[key])))}"
         for key in STATED
         if key in facts and key not in counts
     ]
@@ -271,6 +271,5 @@ def _lines(mark: str, lines: Iterable[str], console: Console) -> None:
         console.print(f"{mark}  {escape(line)}")
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:99] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= 90 else text[:89] + "…"
