@@ -8,11 +8,11 @@ from data.history import UserRequest
 from serving import showcase
 from serving.cursor import CursorSigner
 from serving.exact import Rows, Vectors
+from serving.feeder import Feeder
 from serving.intake import record_of
 from serving.live import Deployment, LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings, PageMaker
-from serving.rules import Audience, hidden_codes
 from serving.schema import (
     ApiError,
     EventsRequest,
@@ -24,10 +24,9 @@ from serving.schema import (
     ScoreResponse,
     encode,
 )
-from serving.served import ServedPage, explanation_of, pack, response_of, served_slots
-from serving.sessions import KeptPage, Sessions
+from serving.served import explanation_of
+from serving.sessions import Sessions
 from serving.state import Store
-from serving.state.protocol import Id, Mark, PageRecord, UserState
 
 logger = logging.getLogger("shopreel.service")
 NEVER = float("inf")
@@ -62,16 +61,18 @@ class FeedService:
         self._store = store
         self._clock_ms = clock_ms
         self._sessions = Sessions(store, CursorSigner(secret))
-        self._pages = PageMaker(settings, metrics, secret)
+        self._feeder = Feeder(
+            deployment, store, self._sessions, PageMaker(settings, metrics, secret), metrics, clock_ms
+        )
 
     def feed(self, request: FeedRequest, deadline: float = NEVER) -> bytes:
         """The next page. ``deadline`` is on :func:`time.monotonic`'s clock; past it, answers degrade."""
-        return self._page(request, deadline).body
+        return self._feeder.page(request, deadline).body
 
     def explain(self, request: ExplainRequest, deadline: float = NEVER) -> bytes:
         """As :meth:`feed`, with reasons; or an earlier page with reasons."""
         if request.request_id is None:
-            kept = self._page(request, deadline)
+            kept = self._feeder.page(request, deadline)
         else:
             user_id = self.deployment.live.user_id(request.user_id)
             kept = self._sessions.earlier(request.request_id, user_id)
@@ -132,61 +133,7 @@ class FeedService:
 
     def close(self) -> None:
         """Answer what waits, then stop ranking. Store and deployment stay open."""
-        self._pages.close()
-
-    def _page(self, request: FeedRequest, deadline: float) -> KeptPage:
-        live, now_ms = self.deployment.live, self._clock_ms()
-        user_id = live.user_id(request.user_id)
-        with self.metrics.stage("session"):
-            turn = self._sessions.turn(request.cursor, user_id)
-        if turn.kept is not None:
-            return turn.kept
-        with self.metrics.stage("state"):
-            state = self._store.user(user_id, now_ms)
-            user = live.user_request(user_id, state.steps, request.surface, now_ms)
-        market = request.market or live.market_of(user.user_row)
-        audience = _audience(live, request, market, state, turn.served)
-        page, degraded = self._pages.make(live, user, audience, request.page_size, turn.place, deadline)
-
-        rows = [slot.row for slot in page.slots]
-        served = ServedPage(
-            request_id=turn.request_id,
-            user_id=user_id,
-            time_ms=now_ms,
-            bundle=live.name,
-            policy=live.name,
-            slots=served_slots(live.catalogue.ids(rows).to_pylist(), page.slots),
-            surface=request.surface,
-            market=market,
-            context=request.context or {},
-            degraded=degraded,
-            admitted=page.admitted,
-            refused=dict(page.refused),
-            history_steps=len(user.history),
-        )
-        answer = response_of(served, rows, live.facts, self._sessions.next_cursor(turn.place))
-        record = PageRecord(
-            session_id=turn.place.session_id,
-            page=turn.place.page,
-            user_id=user_id,
-            time_ms=now_ms,
-            video_ids=[slot.video_id for slot in served.slots],
-            body=encode(answer),
-            log=pack(served),
-        )
-        with self.metrics.stage("commit"):
-            kept = self._sessions.commit(record)
-        if kept.body is record.body:
-            self._count(served)
-        return kept
-
-    def _count(self, served: ServedPage) -> None:
-        for reason in served.degraded:
-            self.metrics.degraded.labels(reason).inc()
-        for slot in served.slots:
-            self.metrics.slots.labels(slot.source).inc()
-        if not served.slots:
-            self.metrics.empty_pages.inc()
+        self._feeder.close()
 
 
 def _values(
@@ -202,18 +149,3 @@ def _values(
         message = "the model does not answer; try again, or ask for a feed, which can do without"
         raise ApiError(503, "scoring_failed", message, retry_after_s=5) from error
     return said.value, said.probabilities
-
-
-def _audience(
-    live: LiveBundle, request: FeedRequest, market: str | None, state: UserState, on_session: Sequence[Id]
-) -> Audience:
-    language = (request.context or {}).get("language")
-    creators, merchants = hidden_codes(live.facts, state.marks)
-    return Audience(
-        market=market,
-        language=language if isinstance(language, str) else None,
-        shown=live.rows_of([*on_session, *state.served, *state.seen]),
-        hidden_videos=live.rows_of(state.marks.get(Mark.hidden_video, [])),
-        hidden_creators=creators,
-        hidden_merchants=merchants,
-    )
