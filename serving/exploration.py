@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from serving.schema import MAX_PAGE_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class ExplorationPreferences:
@@ -26,6 +28,14 @@ class ExplorationPreferences:
     pool: int
     uniform_share: float
     temperature: float
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= place < MAX_PAGE_SIZE for place in self.positions):
+            raise ValueError(f"positions={list(self.positions)} must lie within 0 … {MAX_PAGE_SIZE - 1}")
+        if len(set(self.positions)) < len(self.positions):
+            raise ValueError(f"positions={list(self.positions)} names a position twice")
+        if not 0 < self.uniform_share <= 1 or self.temperature <= 0 or self.pool < 1:
+            raise ValueError("needs 0 < uniform_share <= 1, temperature > 0, pool >= 1")
 
 
 NO_EXPLORATION = ExplorationPreferences((), 1, 1.0, 1.0)

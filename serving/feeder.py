@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from serving.live import Deployment, LiveBundle
+from serving.live import LiveBundle
 from serving.metrics import Metrics
-from serving.paging import PageMaker
+from serving.paging import PageMaker, Visit
+from serving.plan_follower import Plans
+from serving.rollout import policy_name
 from serving.rules import Audience, hidden_codes
 from serving.schema import FeedRequest, encode
 from serving.served import ServedPage, pack, response_of, served_slots
@@ -18,53 +20,67 @@ class Feeder:
 
     def __init__(
         self,
-        deployment: Deployment,
         store: Store,
         sessions: Sessions,
         pages: PageMaker,
         metrics: Metrics,
         clock_ms: Callable[[], int],
+        plans: Plans,
     ) -> None:
-        self._deployment = deployment
         self._store = store
         self._sessions = sessions
         self._pages = pages
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self._plans = plans
 
     def close(self) -> None:
         """Answer what waits, then stop ranking."""
         self._pages.close()
 
-    def page(self, request: FeedRequest, deadline: float) -> KeptPage:
-        """The page that the request asks for; one that was handed out before is given again as it was."""
-        live, now_ms = self._deployment.live, self._clock_ms()
+    def page(self, request: FeedRequest, live: LiveBundle, deadline: float) -> KeptPage:
+        """The page that the request asks for; one that was handed out before is given again as it was.
+
+        ``live`` is the server's own bundle; arms of experiments may bring another.
+        """
+        now_ms, running = self._clock_ms(), self._plans.running
         user_id = live.user_id(request.user_id)
         with self._metrics.stage("session"):
             turn = self._sessions.turn(request.cursor, user_id)
         if turn.kept is not None:
             return turn.kept
+        market = request.market or live.market_of(int(live.users.rows([user_id])[0]))
+        arms = running.rollout.arms(user_id, market)
+        live = running.live(arms) or live
+        policy = policy_name(live.name, arms)
         with self._metrics.stage("state"):
             state = self._store.user(user_id, now_ms)
             user = live.user_request(user_id, state.steps, request.surface, now_ms)
-        market = request.market or live.market_of(user.user_row)
-        audience = _audience(live, request, market, state, turn.served)
-        page, degraded = self._pages.make(live, user, audience, request.page_size, turn.place, deadline)
+        visit = Visit(
+            user=user,
+            audience=_audience(live, request, market, state, turn.served),
+            place=turn.place,
+            size=request.page_size,
+            deadline=deadline,
+            policy=policy,
+        )
+        made = self._pages.make(live, visit, running.rollout.settings(arms))
 
-        rows = [slot.row for slot in page.slots]
+        rows = [slot.row for slot in made.page.slots]
         served = ServedPage(
             request_id=turn.request_id,
             user_id=user_id,
             time_ms=now_ms,
             bundle=live.name,
-            policy=live.name,
-            slots=served_slots(live.catalogue.ids(rows).to_pylist(), page.slots),
+            policy=policy,
+            slots=served_slots(live.catalogue.ids(rows).to_pylist(), made.page.slots),
             surface=request.surface,
             market=market,
             context=request.context or {},
-            degraded=degraded,
-            admitted=page.admitted,
-            refused=dict(page.refused),
+            arms=arms,
+            degraded=made.degraded,
+            admitted=made.page.admitted,
+            refused=dict(made.page.refused),
             history_steps=len(user.history),
         )
         answer = response_of(served, rows, live.facts, self._sessions.next_cursor(turn.place))
@@ -84,6 +100,8 @@ class Feeder:
         return kept
 
     def _count(self, served: ServedPage) -> None:
+        for experiment, arm in served.arms.items():
+            self._metrics.arms.labels(experiment, arm).inc()
         for reason in served.degraded:
             self._metrics.degraded.labels(reason).inc()
         for slot in served.slots:

@@ -22,6 +22,7 @@ from data.history import UserHistory, UserRequest, history_from_columns
 from data.vocabulary import Vocabulary
 from models.bundle import CURRENT, Bundle, locate
 from models.ranker_inference import Predictions
+from models.value import ValueFormula
 from serving.catalogue import CatalogueFacts
 from serving.exact import Rows, Vectors
 from serving.golden import check_golden
@@ -39,6 +40,11 @@ class NotReady(Exception):
 
 class RankingPipeline(Protocol):
     """What the server asks of :class:`serving.pipeline.Pipeline`."""
+
+    @property
+    def formula(self) -> ValueFormula | None:
+        """See :attr:`Pipeline.formula`."""
+        ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[RankedList]:
         """See :meth:`Pipeline.rank`."""
@@ -212,8 +218,8 @@ class Deployment:
     def _take(self, live: LiveBundle) -> None:
         start = time.perf_counter()
         _warm_up(live)
-        self._live = live
-        self._metrics.serving(live.name)
+        before, self._live = self._live, live
+        self._metrics.serving(live.name, before.name if before else None)
         self._metrics.swaps.labels("taken").inc()
         logger.info("serving bundle %s (warm in %.0f ms)", live.name, 1000 * (time.perf_counter() - start))
 

@@ -34,10 +34,28 @@ def served_schema(user_id: pa.DataType, video_id: pa.DataType) -> pa.Schema:
             ("rank", pa.int32()), ("source", pa.string()), ("propensity", pa.float64()),
             ("campaign_id", pa.string()), ("rules", pa.list_(pa.string())),
             ("probabilities", pa.map_(pa.string(), pa.float64())),
-            ("bundle", pa.string()), ("policy", pa.string()),
+            ("bundle", pa.string()), ("policy", pa.string()), ("arms", pa.map_(pa.string(), pa.string())),
             ("surface", pa.string()), ("market", pa.string()), ("degraded", pa.list_(pa.string())),
         ]
     )  # fmt: skip
+
+
+def arm_column(experiment: str) -> str:
+    """The column of ``events`` that holds the user's arm in an experiment, for ``experiment.arm=…``."""
+    return f"arm_{experiment}"
+
+
+def with_arms(schema: pa.Schema, columns: Iterable[str]) -> pa.Schema:
+    """A schema of events with columns of arms beside it; a row without a page knows none of them."""
+    for name in columns:
+        schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def arm_columns(events: Iterable[EventRecord], served: Lookup) -> set[str]:
+    """The columns of arms that these events need."""
+    pages = (found[0] for event in events if (found := served(event)) is not None)
+    return {arm_column(experiment) for page in pages for experiment in page.arms}
 
 
 def without_labels(events: pa.Table, kept: Collection[str]) -> pa.Table:
@@ -67,6 +85,7 @@ def events_table(events: Iterable[EventRecord], served: Lookup, schema: pa.Schem
             page, slot = found
             row |= {"propensity": slot.propensity, "policy": page.policy, "position": slot.position}
             row["market"] = event.market or page.market
+            row |= {arm_column(experiment): arm for experiment, arm in page.arms.items()}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -91,7 +110,8 @@ def served_table(pages: Iterable[ServedPage], schema: pa.Schema) -> pa.Table:
             "score": slot.score, "retrieval_score": slot.retrieval_score, "rank": slot.rank,
             "source": slot.source, "propensity": slot.propensity, "campaign_id": slot.campaign_id,
             "rules": slot.rules, "probabilities": list(slot.probabilities.items()), "bundle": page.bundle,
-            "policy": page.policy, "surface": page.surface, "market": page.market, "degraded": page.degraded,
+            "policy": page.policy, "arms": list(page.arms.items()), "surface": page.surface,
+            "market": page.market, "degraded": page.degraded,
         }
         for page in pages
         for slot in page.slots

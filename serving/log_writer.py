@@ -4,8 +4,8 @@ The store is the truth; this only carries rows over, in parts. ``written.json`` 
 written first and the mark after them, and parts beyond the mark, left behind by a crash, are removed
 before the next are written. So every row is in exactly one part, whatever dies when.
 
-All parts of ``events`` have the same columns: those of the labels that clients have told so far. When a
-new one turns up, the older parts are written again with it as unknown.
+All parts of ``events`` have the same columns: those of the labels that clients have told so far, and one per
+experiment. When a new one turns up, the older parts are written again with it as unknown.
 """
 
 import hashlib
@@ -25,11 +25,13 @@ from data.schema import ACTIONS, EVENTS, LABELS
 from serving.live import LiveBundle
 from serving.log_tables import (
     actions_table,
+    arm_columns,
     contract_schema,
     events_table,
     known_labels,
     served_schema,
     served_table,
+    with_arms,
     without_labels,
 )
 from serving.metrics import Metrics
@@ -61,18 +63,19 @@ class LogWriter:
             raise ConfigError(f"log={directory}: is not empty and no served log; give a new directory")
         else:
             self._mark = {
-                "store": identity, "events": 0, "pages": 0, "labels": [],
+                "store": identity, "events": 0, "pages": 0, "labels": [], "arms": [],
                 "ids": {"user_id": str(live.users.type), "video_id": str(live.catalogue.type),
                         "product_id": str(live.facts.products.ids.type)},
             }  # fmt: skip
             self._begin(live)
+        self._mark.setdefault("arms", [])
         ids = self._mark["ids"].items()
         kinds = {name: pa.int64() if kind == "int64" else pa.string() for name, kind in ids}
         self._events = contract_schema(EVENTS, kinds)
         self._actions = contract_schema(ACTIONS, kinds)
         self._served = served_schema(kinds["user_id"], kinds["video_id"])
         self._drop_leftovers()
-        self._widen(self._mark["labels"])
+        self._widen(self._mark["labels"], self._mark["arms"])
 
     def write(self) -> int:
         """Carry over what is new, in one part per table; returns how many log rows it read."""
@@ -88,11 +91,13 @@ class LogWriter:
         if events:
             mark["events"] = events[-1].seq
             records, span = [row.event for row in events], (events[0].seq, events[-1].seq)
-            impressions = events_table(records, _Slots(self._store), self._events)
+            slots = _Slots(self._store)
+            arms = sorted({*mark["arms"], *arm_columns(records, slots)})
+            impressions = events_table(records, slots, with_arms(self._events, arms))
             labels = sorted({*mark["labels"], *known_labels(impressions)}, key=LABELS.index)
-            if labels != mark["labels"]:
-                mark["labels"] = labels
-                self._widen(labels)
+            if (labels, arms) != (mark["labels"], mark["arms"]):
+                mark |= {"labels": labels, "arms": arms}
+                self._widen(labels, arms)
             self._write_part("events", *span, without_labels(impressions, labels))
             self._write_part("actions", *span, actions_table(records, self._actions))
         write_json(self._directory / MARK, mark)
@@ -127,19 +132,20 @@ class LogWriter:
         target.parent.mkdir(exist_ok=True)
         _replace(target, rows)
 
-    def _widen(self, labels: Sequence[str]) -> None:
-        """Give every part of ``events`` the columns of ``labels``, and of those that any part has."""
+    def _widen(self, labels: Sequence[str], arms: Sequence[str]) -> None:
+        """Give every part of ``events`` the columns of ``labels`` and ``arms``, and those of any part."""
         parts = sorted((self._directory / "events").glob("*.parquet"))
         columns = {part: set(pq.read_schema(part).names) for part in parts}
-        wanted = set(labels).union(*columns.values())
+        wanted = set(labels).union(arms, *columns.values())
+        schema = with_arms(self._events, sorted(wanted - set(self._events.names)))
         for part in parts:
-            if not wanted.intersection(LABELS) <= columns[part]:
+            if not wanted <= columns[part]:
                 rows = pq.read_table(part)
                 full = {
                     field.name: rows.column(field.name)
                     if field.name in rows.column_names
                     else pa.nulls(rows.num_rows, field.type)
-                    for field in self._events
+                    for field in schema
                     if field.name in wanted
                 }
                 _replace(part, pa.table(full))

@@ -27,6 +27,8 @@ class Metrics:
         self.empty_pages = counter("shopreel_empty_pages", "Pages without a video: all were shown")
         self.events = counter("shopreel_events", "Events taken in", ["kind"])
         self.duplicates = counter("shopreel_duplicate_events", "Events that were taken in before")
+        self.plans = counter("shopreel_plans", "Plans taken into force, or refused", ["result"])
+        self.arms = counter("shopreel_arms", "Pages by experiment and arm", ["experiment", "arm"])
         self.log_rows = counter("shopreel_log_rows", "Log rows written as Parquet")
         self.log_failures = counter("shopreel_log_failures", "Failed attempts to write Parquet")
         self.batch_size = Histogram(
@@ -45,9 +47,10 @@ class Metrics:
         finally:
             self.stage_seconds.labels(name).observe(time.perf_counter() - start)
 
-    def serving(self, bundle: str) -> None:
-        """Record that ``bundle`` is the one being served from now on."""
-        self.bundle.clear()
+    def serving(self, bundle: str, instead_of: str | None) -> None:
+        """Record that ``bundle`` is served from now on, in the place of another."""
+        if instead_of is not None:
+            self.bundle.remove(instead_of)
         self.bundle.labels(bundle).set(1)
 
     def text(self) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.history import UserRequest
+from models.value import ValueFormula
 from serving.batching import Batcher, DeadlineExceeded
 from serving.cursor import Cursor
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences
@@ -17,7 +18,9 @@ from serving.feed import Candidates, Page, build_page
 from serving.live import LiveBundle
 from serving.metrics import Metrics
 from serving.pipeline import RankedList, RankRequest
+from serving.plan import ValuePatch, patched_value
 from serving.rules import Audience
+from serving.schema import MAX_PAGE_SIZE
 from serving.slate import NO_PREFERENCES, SlatePreferences
 
 logger = logging.getLogger("shopreel.paging")
@@ -27,7 +30,10 @@ GROWTH = 4
 
 @dataclass(frozen=True, slots=True)
 class FeedSettings:
-    """How pages are made. ``candidates`` are ranked per request, more where hard rules leave too few."""
+    """How pages are made. ``candidates`` are ranked per request, more where hard rules leave too few.
+
+    ``value`` changes weights of the bundle's value formula, where it has a ranker.
+    """
 
     page_size: int
     candidates: int
@@ -35,14 +41,44 @@ class FeedSettings:
     max_queue: int
     slate: SlatePreferences = NO_PREFERENCES
     exploration: ExplorationPreferences = NO_EXPLORATION
+    value: ValuePatch | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.page_size <= MAX_PAGE_SIZE:
+            raise ValueError(f"page_size {self.page_size} must lie within 1 … {MAX_PAGE_SIZE}")
+        if min(self.candidates, self.max_batch, self.max_queue) < 1:
+            raise ValueError("candidates, max_batch and max_queue must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who asks for which page: the user as the model reads one, the rules that apply, and the moment.
+
+    ``size`` None is the usual page; ``deadline`` is on the clock of :func:`time.monotonic`; ``policy``
+    names what decides.
+    """
+
+    user: UserRequest
+    audience: Audience
+    place: Cursor
+    size: int | None
+    deadline: float
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class MadePage:
+    """A page, and what it had to do without."""
+
+    page: Page
+    degraded: list[str]
 
 
 class PageMaker:
     """Makes pages from whatever bundle it is given. Safe to call from several threads."""
 
     def __init__(self, settings: FeedSettings, metrics: Metrics, secret: bytes) -> None:
-        """``secret`` makes exploration's dice unforeseeable."""
-        self._settings = settings
+        """``secret`` makes exploration's dice unforeseeable; of ``settings`` the queue's bounds are used."""
         self._metrics = metrics
         self._secret = secret
         self._batcher: Batcher[RankRequest, RankedList] = Batcher(
@@ -52,46 +88,36 @@ class PageMaker:
             observe=metrics.batch_size.observe,
         )
 
-    def make(
-        self,
-        live: LiveBundle,
-        user: UserRequest,
-        audience: Audience,
-        size: int | None,
-        place: Cursor,
-        deadline: float,
-    ) -> tuple[Page, list[str]]:
-        """The page at ``place`` of a session, and what it had to do without.
+    def make(self, live: LiveBundle, visit: Visit, settings: FeedSettings) -> MadePage:
+        """The page; shorter than its size only when all that may be shown has been.
 
-        Shorter than ``size`` (None: the usual one) only when all that may be shown has been.
-        ``deadline`` is on :func:`time.monotonic`'s clock. Raises :class:`serving.batching.QueueFull`.
+        Raises :class:`serving.batching.QueueFull`.
         """
-        size = size or self._settings.page_size
-        k = max(self._settings.candidates, size)
+        size = visit.size or settings.page_size
+        audience = visit.audience
         excluded = audience.excluded
+        value = _value(live, settings.value, visit.policy)
+        k = max(settings.candidates, size)
         while True:
             with self._metrics.stage("rank"):
-                request = RankRequest(user, k=k, exclude_rows=excluded, market=audience.market)
-                ranked = self._rank(live, request, deadline)
+                request = RankRequest(
+                    visit.user, k=k, exclude_rows=excluded, market=audience.market, value=value
+                )
+                ranked = self._rank(live, request, visit.deadline)
             with self._metrics.stage("page"):
                 page = build_page(
-                    Candidates(
-                        ranked.video_row,
-                        ranked.score,
-                        ranked.source,
-                        ranked.score if ranked.retrieval_score is None else ranked.retrieval_score,
-                        ranked.probabilities,
-                    ),
+                    _candidates(ranked),
                     size,
                     live.facts,
                     audience,
-                    self._settings.slate,
-                    self._settings.exploration,
-                    self._dice(place),
+                    settings.slate,
+                    settings.exploration,
+                    self._dice(visit.place),
                 )
             if len(page.slots) == size or len(ranked.video_row) < k:
-                return page, [*ranked.degraded, *(f"relaxed_{kind}" for kind in page.relaxed)]
+                break
             k *= GROWTH
+        return MadePage(page, [*ranked.degraded, *(f"relaxed_{kind}" for kind in page.relaxed)])
 
     def close(self) -> None:
         """Answer what waits, then stop."""
@@ -119,3 +145,15 @@ class PageMaker:
 def _rank_together(live: object, requests: Sequence[RankRequest]) -> Sequence[RankedList]:
     assert isinstance(live, LiveBundle)
     return live.pipeline.rank(requests)
+
+
+def _value(live: LiveBundle, patch: ValuePatch | None, policy: str) -> ValueFormula | None:
+    formula = live.pipeline.formula
+    if patch is None or formula is None:
+        return None
+    return patched_value(formula, patch, f"{formula.version}|{policy}")
+
+
+def _candidates(ranked: RankedList) -> Candidates:
+    found_by = ranked.score if ranked.retrieval_score is None else ranked.retrieval_score
+    return Candidates(ranked.video_row, ranked.score, ranked.source, found_by, ranked.probabilities)

@@ -50,7 +50,7 @@ class RankRequest:
 
     ``exclude_rows`` (seen, served, hidden) never return. ``rules`` applies the hard rules: eligible in
     ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
-    (None: the whole catalogue).
+    (None: the whole catalogue). ``value`` takes the place of the pipeline's own formula.
     """
 
     user: UserRequest
@@ -59,6 +59,7 @@ class RankRequest:
     market: str | None = None
     rules: bool = True
     allowed_rows: Rows | None = None
+    value: ValueFormula | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +136,28 @@ class Pipeline:
             raise ValueError("the user encoder returned a vector that is not finite")
         return pair_scores(self.retriever.vectors_of(np.asarray(rows, np.int64)), user_BD[0])
 
-    def predict(self, user: UserRequest, rows: Rows, market: str | None = None) -> Predictions:
+    @property
+    def formula(self) -> ValueFormula | None:
+        """The value formula of requests that bring none; None without a ranker."""
+        ranker = self.bundle.ranker
+        return None if ranker is None else self.value or ranker.value
+
+    def predict(
+        self, user: UserRequest, rows: Rows, market: str | None = None, value: ValueFormula | None = None
+    ) -> Predictions:
         """What the ranker says of any catalogue rows, order kept; only for a bundle that has one.
 
+        ``value`` takes the place of the pipeline's own formula.
         Raises whatever the ranker raises, and ``ValueError`` for a value that is not finite.
         """
         ranker = self.bundle.ranker
         assert ranker is not None
         prepared = ranker.prepare_user(user, int(self.bundle.markets.rows([market])[0]) if market else 0)
         said = ranker.score(prepared, np.asarray(rows, np.int64))
-        if self.value is not None:
-            value = self.value.of(said.probabilities, said.watch_ms, said.order_value_minor, len(rows))
-            said = replace(said, value=value)
+        formula = value or self.value
+        if formula is not None:
+            worth = formula.of(said.probabilities, said.watch_ms, said.order_value_minor, len(rows))
+            said = replace(said, value=worth)
         if not np.isfinite(said.value).all():
             raise ValueError("the ranker returned a value that is not finite")
         return said
@@ -213,7 +224,7 @@ class Pipeline:
         degraded: tuple[str, ...] = ()
         said = None
         try:
-            said = self.predict(request.user, found.video_row, request.market)
+            said = self.predict(request.user, found.video_row, request.market, request.value)
         except Exception:
             LOG.exception("the ranker failed; falling back to the order of retrieval")
             degraded = ("ranker",)

@@ -159,8 +159,8 @@ class Why(Struct, frozen=True, kw_only=True):
 class FeedResponse(Struct, frozen=True, kw_only=True):
     """A page. It is empty when everything that this user may see was shown: the feed's only end.
 
-    ``degraded`` names what could not be used; empty when all went well. The same cursor always brings
-    the same page, byte for byte.
+    ``degraded`` names what could not be used; empty when all went well. ``experiments`` holds the user's
+    arm by experiment; absent where there is none. The same cursor always brings the same page, byte for byte.
     """
 
     request_id: str
@@ -168,6 +168,7 @@ class FeedResponse(Struct, frozen=True, kw_only=True):
     cursor: str
     degraded: list[str]
     videos: list[FeedVideo]
+    experiments: dict[str, str] | UnsetType = UNSET
 
 
 class ExplainRequest(FeedRequest, forbid_unknown_fields=True, kw_only=True):

@@ -37,7 +37,10 @@ class ServedSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ServedPage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One page as it was served. ``policy`` names what decided: the bundle, and how it was configured."""
+    """One page as it was served.
+
+    ``policy`` names what decided: the bundle and ``arms``, the user's arm by experiment.
+    """
 
     request_id: str
     user_id: Id
@@ -48,6 +51,7 @@ class ServedPage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     surface: str | None = None
     market: str | None = None
     context: dict[str, str | int | float | bool | None] = {}
+    arms: dict[str, str] = {}
     degraded: list[str] = []
     admitted: int = 0
     refused: dict[str, int] = {}
@@ -93,7 +97,12 @@ def response_of(page: ServedPage, rows: Sequence[int], facts: CatalogueFacts, cu
         for slot, row in zip(page.slots, rows, strict=True)
     ]
     return FeedResponse(
-        request_id=page.request_id, bundle=page.bundle, cursor=cursor, degraded=page.degraded, videos=videos
+        request_id=page.request_id,
+        bundle=page.bundle,
+        cursor=cursor,
+        degraded=page.degraded,
+        experiments=page.arms or msgspec.UNSET,
+        videos=videos,
     )
 
 
@@ -105,6 +114,7 @@ def explanation_of(body: bytes, log: bytes) -> ExplainResponse:
         bundle=answer.bundle,
         cursor=answer.cursor,
         degraded=answer.degraded,
+        experiments=answer.experiments,
         videos=[
             msgspec.structs.replace(video, why=slot.why)
             for video, slot in zip(answer.videos, page.slots, strict=True)

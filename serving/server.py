@@ -21,9 +21,10 @@ from data.dataset import Dataset, read_info
 from data.errors import ConfigError
 from serving.app import create_app
 from serving.edge import JsonLines
-from serving.live import Deployment, load_bundle
+from serving.live import Deployment, LiveBundle, load_bundle
 from serving.log_writer import LogThread, LogWriter
 from serving.metrics import Metrics
+from serving.plan_follower import PlanFollower
 from serving.server_config import LOG, NOW, Device, ServeConfig, moment_ms
 from serving.service import FeedService, wall_clock_ms
 from serving.state import Store, open_store
@@ -69,7 +70,11 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
     deployment.start()
     secret = None if config.cursor_secret is None else config.cursor_secret.encode()
     settings = config.feed_settings()
-    service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms)
+    plans = None
+    if config.plan is not None:
+        deploy = partial(_deploy, load, metrics, config.poll_s)
+        plans = PlanFollower(config.plan, settings, deploy, metrics, poll_s=config.poll_s)
+    service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms, plans=plans)
     stop = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
     sweeper.start()
@@ -84,6 +89,8 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
             log.close()
         stop.set()
         sweeper.join()
+        if plans is not None:
+            plans.close()
         deployment.close()
         service.close()
 
@@ -180,6 +187,13 @@ def _sweep(service: FeedService, stop: threading.Event) -> None:
             logger.exception("sweeping the store failed; it is tried again")
         else:
             logger.info("swept the store", extra={"rows": gone})
+
+
+def _deploy(load: Callable[[Path], LiveBundle], metrics: Metrics, poll_s: float, bundles: str) -> Deployment:
+    """Another folder of bundles, for an arm of an experiment."""
+    deployment = Deployment(bundles, load, metrics, poll_s=poll_s)
+    deployment.start()
+    return deployment
 
 
 def _device(device: Device) -> str:

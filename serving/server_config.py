@@ -1,5 +1,7 @@
 """The arguments of ``shopreel serve``; their defaults and meanings stand in configs/serve.yaml."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -23,6 +25,15 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Names the section of a setting that is out of range."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,13 +66,13 @@ class SlateConfig:
     max_shopping_share: float
     lookahead: int
 
+    def preferences(self) -> SlatePreferences:
+        """The same as the pages take it."""
+        return SlatePreferences(**asdict(self))
+
     def __post_init__(self) -> None:
-        if not 0 <= self.min_shopping_share <= self.max_shopping_share <= 1:
-            raise ConfigError("slate: needs 0 <= min_shopping_share <= max_shopping_share <= 1")
-        if min(self.creator_cap, self.merchant_cap, self.brand_cap, self.product_cap) < 0:
-            raise ConfigError("slate: a cap is a number of videos per page, or 0 for none")
-        if self.lookahead < 1:
-            raise ConfigError(f"slate.lookahead={self.lookahead} must be at least 1")
+        with _section("slate"):
+            self.preferences()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,13 +84,13 @@ class ExplorationConfig:
     uniform_share: float
     temperature: float
 
+    def preferences(self) -> ExplorationPreferences:
+        """The same as the pages take it."""
+        return ExplorationPreferences(**{**asdict(self), "positions": tuple(sorted(self.positions))})
+
     def __post_init__(self) -> None:
-        if any(not 0 <= place < MAX_PAGE_SIZE for place in self.positions):
-            raise ConfigError(f"exploration.positions={self.positions}: positions count from 0 to 99")
-        if len(set(self.positions)) < len(self.positions):
-            raise ConfigError(f"exploration.positions={self.positions} names a position twice")
-        if not 0 < self.uniform_share <= 1 or self.temperature <= 0 or self.pool < 1:
-            raise ConfigError("exploration: needs 0 < uniform_share <= 1, temperature > 0, pool >= 1")
+        with _section("exploration"):
+            self.preferences()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -136,6 +147,7 @@ class ServeConfig:
     warm_until: str | None
     as_of: str
     memory_limit_gb: float
+    plan: str | None
     log: str | None
     log_every_s: float
     feed: FeedConfig
@@ -162,25 +174,11 @@ class ServeConfig:
 
     def feed_settings(self) -> FeedSettings:
         """How pages are made."""
-        slate, exploring = self.slate, self.exploration
         return FeedSettings(
             page_size=self.feed.page_size,
             candidates=self.feed.candidates,
-            slate=SlatePreferences(
-                creator_cap=slate.creator_cap,
-                merchant_cap=slate.merchant_cap,
-                brand_cap=slate.brand_cap,
-                product_cap=slate.product_cap,
-                min_shopping_share=slate.min_shopping_share,
-                max_shopping_share=slate.max_shopping_share,
-                lookahead=slate.lookahead,
-            ),
-            exploration=ExplorationPreferences(
-                positions=tuple(sorted(exploring.positions)),
-                pool=exploring.pool,
-                uniform_share=exploring.uniform_share,
-                temperature=exploring.temperature,
-            ),
+            slate=self.slate.preferences(),
+            exploration=self.exploration.preferences(),
             max_batch=self.feed.max_batch,
             max_queue=self.feed.max_queue,
         )

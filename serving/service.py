@@ -13,6 +13,8 @@ from serving.intake import record_of
 from serving.live import Deployment, LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings, PageMaker
+from serving.plan_follower import FixedPlan, Plans
+from serving.rollout import no_rollout
 from serving.schema import (
     ApiError,
     EventsRequest,
@@ -53,8 +55,12 @@ class FeedService:
         *,
         secret: bytes | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        plans: Plans | None = None,
     ) -> None:
-        """``secret`` signs cursors; None takes the one that the store keeps for all its replicas."""
+        """``secret`` signs cursors; None takes the one that the store keeps for all its replicas.
+
+        ``plans`` tells which plan is in force; None: none.
+        """
         secret = secret or store.secret()
         self.metrics = metrics
         self.deployment = deployment
@@ -62,17 +68,22 @@ class FeedService:
         self._clock_ms = clock_ms
         self._sessions = Sessions(store, CursorSigner(secret))
         self._feeder = Feeder(
-            deployment, store, self._sessions, PageMaker(settings, metrics, secret), metrics, clock_ms
+            store,
+            self._sessions,
+            PageMaker(settings, metrics, secret),
+            metrics,
+            clock_ms,
+            plans or FixedPlan(no_rollout(settings)),
         )
 
     def feed(self, request: FeedRequest, deadline: float = NEVER) -> bytes:
         """The next page. ``deadline`` is on :func:`time.monotonic`'s clock; past it, answers degrade."""
-        return self._feeder.page(request, deadline).body
+        return self._feeder.page(request, self.deployment.live, deadline).body
 
     def explain(self, request: ExplainRequest, deadline: float = NEVER) -> bytes:
         """As :meth:`feed`, with reasons; or an earlier page with reasons."""
         if request.request_id is None:
-            kept = self._feeder.page(request, deadline)
+            kept = self._feeder.page(request, self.deployment.live, deadline)
         else:
             user_id = self.deployment.live.user_id(request.user_id)
             kept = self._sessions.earlier(request.request_id, user_id)

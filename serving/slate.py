@@ -47,6 +47,14 @@ class SlatePreferences:
     max_shopping_share: float
     lookahead: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_shopping_share <= self.max_shopping_share <= 1:
+            raise ValueError("needs 0 <= min_shopping_share <= max_shopping_share <= 1")
+        if min(self.creator_cap, self.merchant_cap, self.brand_cap, self.product_cap) < 0:
+            raise ValueError("a cap is a number of videos per page, or 0 for none")
+        if self.lookahead < 1:
+            raise ValueError(f"lookahead {self.lookahead} must be at least 1")
+
     def caps(self) -> dict[Relaxation, int]:
         """The cap of each kind."""
         values = (self.creator_cap, self.merchant_cap, self.brand_cap, self.product_cap)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from data.history import UserRequest
 from data.vocabulary import Vocabulary
 from models.ranker_inference import Predictions
+from models.value import ValueFormula
 from serving.app import HttpSettings
 from serving.catalogue import CatalogueFacts
 from serving.exact import Rows, Vectors, best_first
@@ -23,6 +24,9 @@ from serving.live import LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings
 from serving.pipeline import RankedList, RankRequest
+from serving.plan import Plan
+from serving.plan_follower import FixedPlan
+from serving.rollout import Rollout
 from serving.service import FeedService
 from serving.slate import NO_PREFERENCES, SlatePreferences
 from serving.state import Limits, Store, open_store
@@ -91,6 +95,7 @@ class CircleRanker:
 
     facts: CatalogueFacts
     fail: bool = False
+    formula: ValueFormula | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     histories: list[list[int]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -177,9 +182,15 @@ class World:
     settings: FeedSettings
     limits: Limits
     now_ms: int = NOW
+    plans: FixedPlan | None = None
 
     def __post_init__(self) -> None:
         self.open()
+
+    def use(self, plan: Plan) -> None:
+        """Put another plan into force, by restarting."""
+        self.plans = FixedPlan(Rollout(plan, self.settings))
+        self.restart()
 
     def open(self) -> None:
         self.store: Store = open_store(f"sqlite:///{self.folder}/state.db", self.limits)
@@ -190,6 +201,7 @@ class World:
             self.settings,
             self.metrics,
             clock_ms=lambda: self.now_ms,
+            plans=self.plans,
         )
 
     def close(self) -> None:
@@ -215,8 +227,10 @@ def make_world(
     slate: SlatePreferences = PLAIN,
     exploration: ExplorationPreferences = NO_EXPLORATION,
     limits: Limits = LIMITS,
+    plan: Plan | None = None,
     **settings: int,
 ) -> World:
     numbers = {"page_size": 10, "candidates": 50, "max_batch": 16, "max_queue": 256} | settings
     feed = FeedSettings(slate=slate, exploration=exploration, **numbers)
-    return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits)
+    plans = None if plan is None else FixedPlan(Rollout(plan, feed))
+    return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits, plans=plans)
