@@ -72,6 +72,6 @@ pin:
 	$(BIN)/python requirements/pin.py $(ARGS)
 
 clean:
-	rm -rf .venv build demo-run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build demo-run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	rm -rf ./*.egg-info requirements/*/build requirements/*/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

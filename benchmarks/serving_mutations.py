@@ -105,6 +105,8 @@ def complaint(sent: Sent, status: int, headers: dict[str, str], body: bytes) -> 
         return "a traceback"
     if sent.method == "HEAD" or status in (200, 304):
         return None
+    if status == 400 and b"Invalid HTTP request" in body:
+        return None  # no request at all: the HTTP layer's own words
     if headers.get("content-type") != "application/json":
         return f"{status} as {headers.get('content-type')}"
     try:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path("requirements")
-LISTS = ("cpu", "cuda", "dev", "spark", "browser")  # the last three stand on cpu.txt
+LISTS = ("cpu", "cuda", "dev", "spark", "browser", "traces")  # from dev on they stand on cpu.txt
 
 
 def main() -> None:

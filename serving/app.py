@@ -105,7 +105,10 @@ def create_app(service: RankingService, settings: HttpSettings) -> FastAPI:
         ranking.close()
         intake.close()
 
-    app = FastAPI(openapi_url="/openapi.json", docs_url=None, redoc_url=None, lifespan=lifespan)
+    # a redirect would go to whatever host the request names
+    app = FastAPI(
+        openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+    )
     app.state.draining = False
     document = openapi(_version())
     app.openapi = lambda: document  # type: ignore[method-assign]

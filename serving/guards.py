@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from serving.metrics import Metrics
@@ -80,7 +81,8 @@ class Workers:
         self._count += 1
         self._metrics.in_flight.inc()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            context = copy_context()
+            return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(work))
         finally:
             self._count -= 1
             self._metrics.in_flight.dec()

@@ -1,20 +1,28 @@
 """What the server tells Prometheus. One instance per application, so that tests never share counts."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from serving.tracing import NoTracing, Tracing
+
+#: Set where several processes serve: there they share their metrics; prometheus_client reads it at import.
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (.0005, .001, .002, .004, .008, .016, .032, .064, .1, .2, .4, .8, 1.6, 3.2)  # fmt: skip
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters and histograms, all under ``shopreel_``; times in seconds."""
+    """Counters and histograms, all under ``shopreel_``; times in seconds. ``tracing`` hears of stages too."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None = None) -> None:
+        self.tracing: Tracing = tracing or NoTracing()
         self.registry = registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
@@ -34,8 +42,10 @@ class Metrics:
         self.batch_size = Histogram(
             "shopreel_batch_size", "Requests ranked together", buckets=_SIZES, registry=registry
         )
-        self.in_flight = gauge("shopreel_in_flight", "Requests being worked on")
-        self.bundle = gauge("shopreel_bundle", "1 for the bundle that is being served", ["bundle"])
+        self.in_flight = gauge("shopreel_in_flight", "Requests being worked on", multiprocess_mode="livesum")
+        self.bundle = gauge(
+            "shopreel_bundle", "Workers that serve the bundle", ["bundle"], multiprocess_mode="livesum"
+        )
         self.swaps = counter("shopreel_bundle_swaps", "Bundles taken into service, or refused", ["result"])
 
     @contextmanager
@@ -43,16 +53,22 @@ class Metrics:
         """Time a block as one stage."""
         start = time.perf_counter()
         try:
-            yield
+            with self.tracing.stage(name):
+                yield
         finally:
             self.stage_seconds.labels(name).observe(time.perf_counter() - start)
 
     def serving(self, bundle: str, instead_of: str | None) -> None:
         """Record that ``bundle`` is served from now on, in the place of another."""
         if instead_of is not None:
+            self.bundle.labels(instead_of).set(0)  # where several processes share metrics, labels stay
             self.bundle.remove(instead_of)
         self.bundle.labels(bundle).set(1)
 
     def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)
+        """The exposition format; where several processes serve, the sum over all of them."""
+        if METRICS_DIRECTORY not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

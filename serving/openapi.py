@@ -27,13 +27,14 @@ _ERRORS = {
     400: "Not JSON, or not a cursor of this server",
     401: "An API key is needed",
     404: "No such page is remembered",
+    408: "The body did not arrive in time",
     410: "The feed's session expired: begin a new feed",
     413: "The body is too large",
     422: "A field is missing, of the wrong type or out of range",
     429: "Too many requests from this caller; see Retry-After",
     503: "Not able to answer now; see Retry-After",
 }
-_ALWAYS = [400, 401, 413, 422, 429, 503]
+_ALWAYS = [400, 401, 408, 413, 422, 429, 503]
 _PLAIN = {
     "/healthz": ("The process lives", "application/json"),
     "/readyz": ("A bundle is loaded and warm, and the store answers", "application/json"),

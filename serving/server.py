@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from socket import SO_REUSEADDR, SOL_SOCKET, AddressFamily
@@ -25,46 +26,78 @@ from serving.live import Deployment, LiveBundle, load_bundle
 from serving.log_writer import LogThread, LogWriter
 from serving.metrics import Metrics
 from serving.plan_follower import PlanFollower
-from serving.server_config import LOG, NOW, Device, ServeConfig, moment_ms
+from serving.server_config import LOG, NOW, Device, ServeConfig, Traces, moment_ms
 from serving.service import FeedService, wall_clock_ms
 from serving.state import Store, open_store
 from serving.state.protocol import StoreUnavailable
+from serving.tracing import NoTracing, otlp_tracing
 from serving.warm import log_end_ms, rules_of_bundle, warm_store
+from serving.worker_processes import run_workers
 
 CONFIG = ServeConfig
 logger = logging.getLogger("shopreel.server")
 #: Seconds between two sweeps of the store.
 SWEEP_S = 60.0
+#: Seconds that a worker gets to close store and log after its last answer.
+_END_S = 10.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def run(config: ServeConfig) -> None:
     """Serve until stopped; requests in hand are answered first."""
     log_as_json()
+    with bind(config.host, config.port) as socket:
+        clock = _clock(config)
+        with closing(open_store(config.store, config.limits())) as store:
+            _warm(config, store, clock)
+        _warn_if_open(config)
+        work = partial(serve, config, socket, clock)
+        if config.workers == 1:
+            work(0, lambda: _tell(socket))
+        else:
+            run_workers(
+                work,
+                config.workers,
+                on_ready=lambda: _tell(socket),
+                shutdown_s=_END_S + config.http.shutdown_s,
+            )
+    logger.info("stopped: every request in hand was answered")
+
+
+def serve(
+    config: ServeConfig, socket: Socket, clock_ms: Callable[[], int], number: int, ready: Callable[[], None]
+) -> None:
+    """One of ``config.workers`` processes: serve until SIGTERM; call ``ready`` when it listens.
+
+    Number 0 also sweeps the store and writes the served log, which one process alone may do.
+    """
+    if number or config.workers > 1:
+        log_as_json(worker=number)
     if config.model_threads:
         torch.set_num_threads(config.model_threads)
     with (
-        bind(config.host, config.port) as socket,
         closing(open_store(config.store, config.limits())) as store,
+        _service(config, store, clock_ms, housekeeping=number == 0) as service,
     ):
-        clock_ms = _clock(config)
-        _warm(config, store, clock_ms)
-        with _service(config, store, clock_ms) as service:
-            _listen(config, create_app(service, config.http_settings()), socket)
+        _listen(config, create_app(service, config.http_settings()), socket, ready)
 
 
-def log_as_json() -> None:
-    """Send all logs to standard error, one JSON object a line."""
+def log_as_json(worker: int | None = None) -> None:
+    """Send all logs to standard error, one JSON object a line; those of a worker bear its number."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines({} if worker is None else {"worker": worker}))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 @contextmanager
-def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> Iterator[FeedService]:
-    """The service on a deployment that follows ``CURRENT``, with a thread that sweeps the store."""
-    metrics = Metrics()
+def _service(
+    config: ServeConfig, store: Store, clock_ms: Callable[[], int], *, housekeeping: bool
+) -> Iterator[FeedService]:
+    """The service on a deployment that follows ``CURRENT``; ``housekeeping`` sweeps the store and logs."""
+    tracing = otlp_tracing() if config.traces is Traces.otlp else NoTracing()
+    metrics = Metrics(tracing)
     load = partial(load_bundle, device=_device(config.device))
     deployment = Deployment(config.bundles, load, metrics, poll_s=config.poll_s)
     deployment.start()
@@ -77,10 +110,11 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
     service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms, plans=plans)
     stop = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
-    sweeper.start()
+    if housekeeping:
+        sweeper.start()
     log = None
     try:
-        if config.log is not None:
+        if config.log is not None and housekeeping:
             writer = LogWriter(config.log, store, deployment.live, metrics)
             log = LogThread(writer, metrics, config.log_every_s)
         yield service
@@ -88,11 +122,13 @@ def _service(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> 
         if log is not None:
             log.close()
         stop.set()
-        sweeper.join()
+        if housekeeping:
+            sweeper.join()
         if plans is not None:
             plans.close()
         deployment.close()
         service.close()
+        tracing.close()
 
 
 def bind(host: str, port: int) -> Socket:
@@ -108,7 +144,7 @@ def bind(host: str, port: int) -> Socket:
     return socket
 
 
-def _listen(config: ServeConfig, app: FastAPI, socket: Socket) -> None:
+def _listen(config: ServeConfig, app: FastAPI, socket: Socket, ready: Callable[[], None]) -> None:
     settings = uvicorn.Config(
         app,
         log_config=None,
@@ -120,21 +156,46 @@ def _listen(config: ServeConfig, app: FastAPI, socket: Socket) -> None:
     # uvicorn drains, then raises the signal that stopped it once more: that one must not kill us
     signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
-        _Server(settings).run(sockets=[socket])
-    logger.info("stopped: every request in hand was answered")
+        _Server(settings, ready).run(sockets=[socket])
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Calls ``ready`` once it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
 
     async def startup(self, sockets: list[Socket] | None = None) -> None:
         """See :meth:`uvicorn.Server.startup`."""
         await super().startup(sockets)
-        if sockets and self.started:
-            host, port = sockets[0].getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-            logger.info("listening on %s", url, extra={"url": url})
-            print(f"shopreel serves at {url}   (Ctrl-C ends it)", flush=True)
+        if self.started:
+            self._ready()
+
+
+def _tell(socket: Socket) -> None:
+    host, port = socket.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    logger.info("listening on %s", url, extra={"url": url})
+    print(f"shopreel serves at {url}   (Ctrl-C ends it)", flush=True)
+
+
+def _warn_if_open(config: ServeConfig) -> None:
+    if config.host not in _LOOPBACK and not config.http.api_keys:
+        logger.warning(
+            "host=%s lets other machines in, and without http.api_keys anyone may ask", config.host
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetClock:
+    """The wall's clock in Unix ms, ``offset_ms`` ahead; it can be sent to another process."""
+
+    offset_ms: int
+
+    def __call__(self) -> int:
+        """Now, in Unix milliseconds."""
+        return wall_clock_ms() + self.offset_ms
 
 
 def _clock(config: ServeConfig) -> Callable[[], int]:
@@ -145,8 +206,7 @@ def _clock(config: ServeConfig) -> Callable[[], int]:
         begin_ms = log_end_ms(_log(config), memory_limit_gb=config.memory_limit_gb)
     else:
         begin_ms = moment_ms("as_of", config.as_of)
-    offset_ms = begin_ms - wall_clock_ms()
-    return lambda: wall_clock_ms() + offset_ms
+    return OffsetClock(begin_ms - wall_clock_ms())
 
 
 def _warm(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> None:

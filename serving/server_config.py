@@ -27,6 +27,13 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Traces(Enum):
+    """Where spans of requests go."""
+
+    none = "none"
+    otlp = "otlp"
+
+
 @contextmanager
 def _section(name: str) -> Iterator[None]:
     """Names the section of a setting that is out of range."""
@@ -139,6 +146,7 @@ class ServeConfig:
     store: str
     host: str
     port: int
+    workers: int
     device: Device
     poll_s: float
     model_threads: int
@@ -150,6 +158,7 @@ class ServeConfig:
     plan: str | None
     log: str | None
     log_every_s: float
+    traces: Traces
     feed: FeedConfig
     slate: SlateConfig
     exploration: ExplorationConfig
@@ -161,6 +170,8 @@ class ServeConfig:
             raise ConfigError(f"port={self.port} is not within 0 … 65535")
         if min(self.poll_s, self.memory_limit_gb, self.log_every_s) <= 0:
             raise ConfigError("poll_s, memory_limit_gb and log_every_s must be above 0")
+        if self.workers < 1:
+            raise ConfigError(f"workers={self.workers} must be at least 1")
         if self.model_threads < 0:
             raise ConfigError(f"model_threads={self.model_threads} is negative; 0 leaves it to PyTorch")
         if self.cursor_secret is not None and len(self.cursor_secret.encode()) < 16:
@@ -204,8 +215,8 @@ class ServeConfig:
             budget_ms=self.feed.budget_ms,
             page=self.http.page,
             api_keys=tuple(self.http.api_keys),
-            requests_per_second=self.http.requests_per_second,
-            burst=self.http.burst,
+            requests_per_second=self.http.requests_per_second / self.workers,
+            burst=-(-self.http.burst // self.workers),
         )
 
 

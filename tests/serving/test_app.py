@@ -1,5 +1,6 @@
 """The HTTP contract: every answer, good or bad, is what CONTRACTS says it is."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -192,6 +193,7 @@ def test_a_wrong_score_request_is_refused(client: TestClient, body: Any, field: 
 
 def test_paths_and_methods_that_do_not_exist(client: TestClient) -> None:
     error(client.get("/v2/feed"), 404, "not_found")
+    error(client.post("/v1/feed/", json={"user_id": 5}, follow_redirects=False), 404, "not_found")
     refused = client.get("/v1/feed")
     error(refused, 405, "method_not_allowed")
     assert refused.headers["allow"] == "POST"
@@ -343,6 +345,31 @@ def test_log_lines_are_json_with_the_request_id(client: TestClient, caplog: pyte
         ("trace-2", "/v1/feed", 200)
     ]
     assert lines[0]["ms"] > 0
+
+
+def test_what_goes_wrong_on_a_thread_is_logged_under_its_request(
+    world: World, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.ranker.fail = True
+    lines: list[dict[str, Any]] = []
+    handler = logging.Handler()
+    handler.setFormatter(JsonLines({"worker": 3}))
+    handler.emit = lambda record: lines.append(json.loads(handler.format(record)))  # type: ignore[method-assign]
+    logging.getLogger("shopreel.paging").addHandler(handler)
+    client.post("/v1/feed", json={"user_id": 5}, headers={"x-request-id": "trace-3"})
+    logging.getLogger("shopreel.paging").removeHandler(handler)
+    assert [(line["request_id"], line["worker"]) for line in lines] == [("trace-3", 3)]
+    assert "the model is broken" in lines[0]["exception"]
+
+
+def test_a_body_that_trickles_in_is_given_up(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing_more(request: object, limit: int) -> bytes:
+        await asyncio.sleep(30)
+        return b""
+
+    monkeypatch.setattr("serving.edge.BODY_S", 0.05)
+    monkeypatch.setattr("serving.edge._read", nothing_more)
+    error(client.post("/v1/feed", json={"user_id": 5}), 408, "body_too_slow")
 
 
 def test_the_openapi_document_describes_every_route(client: TestClient) -> None:
