@@ -9,6 +9,7 @@ Promises that callers lean on, and that ``tests/serving/test_state.py`` checks f
 * what :meth:`Store.accept` or :meth:`Store.commit_page` returned from survives a crash of the process;
 * an event id is accepted once; what it changed is visible to the next read from any process;
 * of two commits of the same page of a session exactly one wins, and both callers get the winner's body;
+* a page's tallies are counted with it, once, and no tally ever passes its limit;
 * everything is bounded: by count where :class:`Limits` names a count, by age where it names a time.
 
 Times are Unix milliseconds. Methods block and may be called from several threads.
@@ -31,6 +32,14 @@ class StoreUnavailable(Exception):
 
 class SessionGone(Exception):
     """The session, or the place in it, is not known: it expired or its store was lost."""
+
+
+class TallyExceeded(Exception):
+    """A page was not handed out, because one of its tallies would have passed its limit."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 class Mark(Enum):
@@ -91,8 +100,23 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return Step(self.video_id, self.time_ms, self.actions, self.known, watch_ms, self.surface, is_action)
 
 
+class Tally(msgspec.Struct, frozen=True):
+    """A count that a page adds to: ``key`` grows by ``add``, never past ``limit`` (None: without end).
+
+    It is forgotten ``ttl_ms`` after it last grew.
+    """
+
+    key: str
+    add: int
+    ttl_ms: int
+    limit: int | None = None
+
+
 class PageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One page handed out: the answer's bytes, and what the served log keeps besides."""
+    """One page handed out: the answer's bytes, what the served log keeps besides, and what it counts for.
+
+    ``tallies`` have different keys.
+    """
 
     session_id: bytes
     page: int
@@ -101,6 +125,7 @@ class PageRecord(msgspec.Struct, frozen=True, kw_only=True):
     video_ids: list[Id]
     body: bytes
     log: bytes = b""
+    tallies: list[Tally] = []
 
 
 class LoggedPage(msgspec.Struct, frozen=True):
@@ -180,8 +205,13 @@ class Store(Protocol):
     def commit_page(self, page: PageRecord) -> bytes:
         """Hand out a page, durably; returns the body that counts, which is another's when it came first.
 
-        Page 0 opens the session; a later page must be the next one. Raises :class:`SessionGone`.
+        Page 0 opens the session; a later page must be the next one. Its tallies grow with it; where one
+        would pass its limit nothing is done at all. Raises :class:`SessionGone`, :class:`TallyExceeded`.
         """
+        ...
+
+    def tallies(self, keys: Sequence[str], now_ms: int) -> list[int]:
+        """How far each tally has grown; 0 for one that never did, or was forgotten."""
         ...
 
     def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:

@@ -15,6 +15,7 @@ Keys, under ``shopreel:``
 ``u:USER:steps``      list of packed steps, in order of arrival
 ``u:USER:MARK``       sorted set of ids by time
 ``u:USER:seen:B``, ``u:USER:served:B``  sets of video ids, one per bucket of the window
+``tally:KEY``         how far a tally has grown
 ``s:SESSION``         hash: user, pages; body and log of page n under ``n`` and ``n:log``
 ``s:SESSION:videos``  list, the packed video ids of each page
 ====================  ======================================================================
@@ -46,12 +47,14 @@ from serving.state.protocol import (
     SessionState,
     Step,
     StoreUnavailable,
+    TallyExceeded,
     UserState,
     Window,
     id_from_key,
     id_key,
     last_steps,
 )
+from serving.state.redis_scripts import ACCEPT, COMMIT
 
 logger = logging.getLogger("shopreel.store")
 
@@ -59,64 +62,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _step = msgspec.msgpack.Decoder(Step)
 _videos = msgspec.msgpack.Decoder(list[Id])
 _event = msgspec.msgpack.Decoder(EventRecord)
-
-# ARGV: prefix, event ttl, user ttl, step limit, mark limit, then per event nine values:
-# id, body, received_ms, user, step, seen bucket, seen ttl, video, number of marks, then kind and id of each
-_ACCEPT = """
-local prefix, at, fresh = ARGV[1], 6, {}
-while at <= #ARGV do
-  local id, body, now, user, step = ARGV[at], ARGV[at+1], ARGV[at+2], ARGV[at+3], ARGV[at+4]
-  local bucket, ttl, video, marks = ARGV[at+5], ARGV[at+6], ARGV[at+7], tonumber(ARGV[at+8])
-  local new = redis.call('SET', prefix..'event:'..id, '', 'NX', 'PX', ARGV[2])
-  if new then
-    local seq = redis.call('INCR', prefix..'events:seq')
-    redis.call('XADD', prefix..'events', seq..'-0', 't', now, 'e', body)
-    local base = prefix..'u:'..user
-    redis.call('RPUSH', base..':steps', step)
-    redis.call('LTRIM', base..':steps', -tonumber(ARGV[4]), -1)
-    redis.call('PEXPIRE', base..':steps', ARGV[3])
-    redis.call('SADD', base..':seen:'..bucket, video)
-    redis.call('PEXPIRE', base..':seen:'..bucket, ttl)
-    for mark = 0, marks - 1 do
-      local key = base..':'..ARGV[at+9+2*mark]
-      redis.call('ZADD', key, now, ARGV[at+10+2*mark])
-      redis.call('ZREMRANGEBYRANK', key, 0, -tonumber(ARGV[5]) - 1)
-      redis.call('PEXPIRE', key, ARGV[3])
-    end
-    redis.call('SET', prefix..'known', 1)
-    fresh[#fresh+1] = 1
-  else
-    fresh[#fresh+1] = 0
-  end
-  at = at + 9 + 2*marks
-end
-return fresh
-"""
-
-# ARGV: prefix, session, page, user, packed videos, body, log, time, session ttl, served bucket, served ttl,
-# then every video
-_COMMIT = """
-local session = ARGV[1]..'s:'..ARGV[2]
-local page, user = tonumber(ARGV[3]), redis.call('HGET', session, 'user')
-if not user and page > 0 then return false end
-if user then
-  local pages = tonumber(redis.call('HGET', session, 'pages'))
-  if user ~= ARGV[4] or page > pages then return false end
-  if page < pages then return redis.call('HGET', session, ARGV[3]) end
-end
-redis.call('HSET', session, 'user', ARGV[4], 'pages', page + 1, ARGV[3], ARGV[6], ARGV[3]..':log', ARGV[7])
-redis.call('RPUSH', session..':videos', ARGV[5])
-redis.call('PEXPIRE', session, ARGV[9])
-redis.call('PEXPIRE', session..':videos', ARGV[9])
-local seq = redis.call('INCR', ARGV[1]..'pages:seq')
-redis.call('XADD', ARGV[1]..'pages', seq..'-0', 't', ARGV[8], 'l', ARGV[7])
-if #ARGV > 11 then
-  local served = ARGV[1]..'u:'..ARGV[4]..':served:'..ARGV[10]
-  for at = 12, #ARGV do redis.call('SADD', served, ARGV[at]) end
-  redis.call('PEXPIRE', served, ARGV[11])
-end
-return ARGV[6]
-"""
 
 
 class RedisStore:
@@ -141,8 +86,8 @@ class RedisStore:
             self._redis.ping()
         except (redis.RedisError, ValueError) as error:
             raise ConfigError(f"store={url}: {error}; start redis-server or give another store") from None
-        self._accept_script = self._redis.register_script(_ACCEPT)
-        self._commit_script = self._redis.register_script(_COMMIT)
+        self._accept_script = self._redis.register_script(ACCEPT)
+        self._commit_script = self._redis.register_script(COMMIT)
         self._warn_unless_durable()
 
     def secret(self) -> bytes:
@@ -206,12 +151,24 @@ class RedisStore:
         ttl_ms = window.expires_ms(bucket) - page.time_ms
         values: list[str | bytes | int] = [self._prefix, page.session_id.hex(), page.page]
         values += [id_key(page.user_id), _encode(page.video_ids), page.body, page.log, page.time_ms]
-        values += [self._limits.session_ttl_ms, bucket, ttl_ms, *map(id_key, page.video_ids)]
+        values += [self._limits.session_ttl_ms, bucket, ttl_ms, len(page.tallies)]
+        for tally in page.tallies:
+            values += [tally.key, tally.add, tally.ttl_ms, "" if tally.limit is None else tally.limit]
+        values += map(id_key, page.video_ids)
         with self._guard():
             body = self._commit_script(args=values)
         if body is None:
             raise SessionGone
+        if isinstance(body, list):
+            raise TallyExceeded(body[0].decode())
         return bytes(body)
+
+    def tallies(self, keys: Sequence[str], now_ms: int) -> list[int]:
+        """See :meth:`Store.tallies`."""
+        if not keys:
+            return []
+        with self._guard():
+            return [int(count or 0) for count in self._redis.mget([f"{self._prefix}tally:{k}" for k in keys])]
 
     def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:
         """See :meth:`Store.warm`."""

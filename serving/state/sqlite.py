@@ -1,16 +1,12 @@
 """The embedded store: one SQLite file in WAL mode, shared by the threads and processes of one machine.
 
-Writes go through one thread per process that commits whatever has gathered in one transaction
-(``synchronous=FULL``), so that durability costs one disk sync per group, not per request. Reads use one
-connection per thread and never wait for writes.
+Writes go through one thread per process (:mod:`serving.state.sqlite_file`). Reads use one connection per
+thread and never wait for writes.
 """
 
-import queue
-import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -36,38 +32,10 @@ from serving.state.protocol import (
     id_key,
     last_steps,
 )
+from serving.state.sqlite_file import GroupWriter, connect, prepare
+from serving.state.sqlite_tallies import add, counts
 
 T = TypeVar("T")
-
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE users (
-    user TEXT PRIMARY KEY, steps BLOB NOT NULL, marks BLOB NOT NULL, touched_ms INTEGER NOT NULL
-);
-CREATE INDEX users_touched ON users (touched_ms);
-CREATE TABLE exposures (
-    user TEXT NOT NULL, kind TEXT NOT NULL, bucket INTEGER NOT NULL, videos BLOB NOT NULL,
-    UNIQUE (user, kind, bucket)
-);
-CREATE INDEX exposures_bucket ON exposures (kind, bucket);
-CREATE TABLE sessions (
-    session BLOB PRIMARY KEY, user TEXT NOT NULL, pages INTEGER NOT NULL, touched_ms INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX sessions_touched ON sessions (touched_ms);
-CREATE TABLE pages (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, session BLOB NOT NULL, page INTEGER NOT NULL,
-    videos BLOB NOT NULL, body BLOB NOT NULL, log BLOB NOT NULL,
-    UNIQUE (session, page)
-);
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE,
-    received_ms INTEGER NOT NULL, event BLOB NOT NULL
-);
-CREATE INDEX events_received ON events (received_ms);
-"""
-_GROUP = 256  # writes in one transaction at most
-_BUSY_S = 5.0  # how long to wait for another process's write
 
 _encode = msgspec.msgpack.Encoder().encode
 _steps = msgspec.msgpack.Decoder(list[Step])
@@ -75,8 +43,6 @@ _videos = msgspec.msgpack.Decoder(list[Id])
 _marks = msgspec.msgpack.Decoder(dict[Mark, list[Id]])
 _event = msgspec.msgpack.Decoder(EventRecord)
 _NO_STEPS, _NO_MARKS = _encode([]), _encode({})
-
-Write = Callable[[sqlite3.Connection], object]
 
 
 class SqliteStore:
@@ -90,17 +56,15 @@ class SqliteStore:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
-        self._closed = False
         if not self._path.parent.is_dir():
             raise ConfigError(f"store=sqlite:///{path}: no directory {self._path.parent}; make it first")
         try:
-            self._writer = self._connect()
-            self._prepare(self._writer)
+            self._written = connect(self._path)
+            prepare(self._written, self._path)
         except sqlite3.Error as error:
             raise ConfigError(f"store=sqlite:///{path}: {error}; give a path that can be written") from None
-        self._queue: queue.SimpleQueue[tuple[Write, Future[object]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
-        self._thread.start()
+        self._writer = GroupWriter(self._written)
+        self._closed = False
 
     # reads
 
@@ -154,75 +118,56 @@ class SqliteStore:
             query = "SELECT seq, log FROM pages WHERE seq > ? ORDER BY seq LIMIT ?"
             return [LoggedPage(*row) for row in db.execute(query, (seq, limit))]
 
+    def tallies(self, keys: Sequence[str], now_ms: int) -> list[int]:
+        """See :meth:`Store.tallies`."""
+        with self._read() as db:
+            return counts(db, keys, now_ms)
+
     # writes
 
     def accept(self, events: Sequence[EventRecord]) -> list[bool]:
         """See :meth:`Store.accept`."""
-        return self._write(lambda db: self._accept(db, events))
+        return self._writer.run(lambda db: self._accept(db, events))
 
     def commit_page(self, page: PageRecord) -> bytes:
         """See :meth:`Store.commit_page`."""
-        return self._write(lambda db: self._commit_page(db, page))
+        return self._writer.run(lambda db: self._commit_page(db, page))
 
     def warm(self, users: Iterable[tuple[Id, Sequence[Step], Sequence[Id]]], now_ms: int) -> int:
         """See :meth:`Store.warm`."""
         count = 0
-        self._write(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES ('warming', 1)"))
+        self._writer.run(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES ('warming', 1)"))
         for group in _chunks(users, 1_000):
-            count += self._write(lambda db, group=group: self._warm(db, group, now_ms))  # type: ignore[misc]
-        self._write(lambda db: db.execute("DELETE FROM meta WHERE key = 'warming'"))
+            count += self._writer.run(lambda db, group=group: self._warm(db, group, now_ms))  # type: ignore[misc]
+        self._writer.run(lambda db: db.execute("DELETE FROM meta WHERE key = 'warming'"))
         return count
 
     def sweep(self, now_ms: int) -> int:
         """See :meth:`Store.sweep`."""
         limits = self._limits
         gone = 0
-        while count := self._write(lambda db: self._drop_sessions(db, now_ms - limits.session_ttl_ms)):
+        while count := self._writer.run(lambda db: self._drop_sessions(db, now_ms - limits.session_ttl_ms)):
             gone += count
         for kind, window in self._windows.items():
             first = window.live(now_ms).start
             gone += self._delete("exposures", "kind = ? AND bucket < ?", (kind, first))
+        gone += self._delete("tallies", "expires_ms <= ?", (now_ms,))
         gone += self._delete("users", "touched_ms < ?", (now_ms - limits.user_ttl_ms,))
         return gone + self._delete("events", "received_ms < ?", (now_ms - limits.event_ttl_ms,))
 
     def ping(self) -> None:
         """See :meth:`Store.ping`."""
-        self._write(lambda db: None)
+        self._writer.run(lambda db: None)
 
     def close(self) -> None:
         """See :meth:`Store.close`."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._queue.put(None)
-        self._thread.join()
-        with self._lock:
-            for connection in [*self._readers, self._writer]:
-                connection.close()
+        self._closed = True
+        if self._writer.close():
+            with self._lock:
+                for connection in [*self._readers, self._written]:
+                    connection.close()
 
     # inside
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-        if version not in (0, SCHEMA_VERSION):
-            raise ConfigError(
-                f"store=sqlite:///{self._path}: made by another version of shopreel "
-                f"(store schema {version}, this one reads {SCHEMA_VERSION}); give a new file"
-            )
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
@@ -231,7 +176,7 @@ class SqliteStore:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
             if db is None:
-                db = self._local.db = self._connect()
+                db = self._local.db = connect(self._path)
                 with self._lock:
                     self._readers.append(db)
             db.execute("BEGIN")  # one snapshot for all statements of the block
@@ -242,19 +187,11 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreUnavailable(str(error)) from error
 
-    def _write(self, write: Callable[[sqlite3.Connection], T]) -> T:
-        future: Future[T] = Future()
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable("the store is closed")
-            self._queue.put((write, future))  # type: ignore[arg-type]
-        return future.result()
-
     def _delete(self, table: str, where: str, values: tuple[object, ...], step: int = 5_000) -> int:
         """Delete in small transactions, so that a large sweep holds nobody up."""
         delete = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {where} LIMIT {step})"
         gone = 0
-        while count := self._write(lambda db: db.execute(delete, values).rowcount):
+        while count := self._writer.run(lambda db: db.execute(delete, values).rowcount):
             gone += count
         return gone
 
@@ -267,41 +204,6 @@ class SqliteStore:
             gone += db.execute("DELETE FROM pages WHERE session = ?", session).rowcount
             gone += db.execute("DELETE FROM sessions WHERE session = ?", session).rowcount
         return gone
-
-    def _write_loop(self) -> None:
-        open_for_work = True
-        while open_for_work:
-            group = [self._queue.get()]
-            while len(group) < _GROUP and not self._queue.empty():
-                group.append(self._queue.get())
-            open_for_work = None not in group
-            self._write_group([job for job in group if job is not None])
-
-    def _write_group(self, group: list[tuple[Write, "Future[object]"]]) -> None:
-        db = self._writer
-        done: list[tuple[Future[object], object]] = []
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for write, future in group:
-                db.execute("SAVEPOINT job")
-                try:
-                    done.append((future, write(db)))
-                except Exception as error:
-                    if not db.in_transaction:  # SQLite gave the whole transaction up, as on a full disk
-                        raise
-                    db.execute("ROLLBACK TO job")
-                    future.set_exception(_translate(error))
-                db.execute("RELEASE job")
-            db.execute("COMMIT")
-        except Exception as error:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(_translate(error))
-            return
-        for future, value in done:
-            future.set_result(value)
 
     def _accept(self, db: sqlite3.Connection, events: Sequence[EventRecord]) -> list[bool]:
         fresh: list[bool] = []
@@ -354,6 +256,7 @@ class SqliteStore:
         if page.page < pages:
             sql = "SELECT body FROM pages WHERE session = ? AND page = ?"
             return bytes(db.execute(sql, (page.session_id, page.page)).fetchone()[0])
+        add(db, page.tallies, page.time_ms)
         db.execute(
             "INSERT INTO pages (session, page, videos, body, log) VALUES (?, ?, ?, ?, ?)",
             (page.session_id, page.page, _encode(page.video_ids), page.body, page.log),
@@ -396,7 +299,3 @@ def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _translate(error: Exception) -> Exception:
-    return StoreUnavailable(str(error)) if isinstance(error, sqlite3.Error) else error

@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from serving.state.protocol import (
     SessionGone,
     Step,
     StoreUnavailable,
+    Tally,
+    TallyExceeded,
     Window,
     id_from_key,
     id_key,
@@ -252,6 +256,76 @@ def test_a_page_out_of_place_is_refused(opener: Opener, bad: PageRecord) -> None
     assert store.session(S1, 0).served == [7]
 
 
+def counted(session: bytes, number: int, *tallies: Tally, at: int = NOW) -> PageRecord:
+    return msgspec.structs.replace(page(session, number, [number], at=at), tallies=list(tallies))
+
+
+def test_tallies_grow_with_the_page_once_and_never_past_their_limit(opener: Opener) -> None:
+    store, other = opener(), opener()
+    assert store.tallies(["a", "b"], NOW) == [0, 0]
+    assert store.tallies([], NOW) == []
+    first = counted(S1, 0, Tally("a", 3, DAY_MS, 5), Tally("b", -2, DAY_MS))
+    store.commit_page(first)
+    other.commit_page(first)  # the same page again
+    assert other.tallies(["b", "no", "a"], NOW) == [-2, 0, 3]
+    with pytest.raises(TallyExceeded) as exceeded:
+        other.commit_page(counted(S1, 1, Tally("b", 1, DAY_MS), Tally("a", 3, DAY_MS, 5)))
+    assert exceeded.value.key == "a"
+    assert store.tallies(["a", "b"], NOW) == [3, -2]  # nothing of it was counted
+    assert store.session(S1, 1).body is None
+    other.commit_page(counted(S1, 1, Tally("a", 2, DAY_MS, 5)))
+    assert store.tallies(["a"], NOW) == [5]
+
+
+def test_a_limit_holds_for_many_at_once(opener: Opener) -> None:
+    stores = [opener(), opener()]
+    exceeded: list[int] = []
+
+    def commit(number: int) -> None:
+        try:
+            stores[number % 2].commit_page(counted(bytes([number] * 16), 0, Tally("hot", 1, DAY_MS, 20)))
+        except TallyExceeded:
+            exceeded.append(number)
+
+    threads = [threading.Thread(target=commit, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(exceeded) == 30
+    assert stores[0].tallies(["hot"], NOW) == [20]
+
+
+def test_sqlite_forgets_a_tally_a_while_after_it_grew_last(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
+    store.commit_page(counted(S1, 0, Tally("a", 1, 1_000)))
+    store.commit_page(counted(S1, 1, Tally("a", 1, 1_000), at=NOW + 900))
+    assert [store.tallies(["a"], NOW + late) for late in (1_500, 1_899, 1_900)] == [[2], [2], [0]]
+    store.commit_page(counted(S1, 2, Tally("a", 1, 1_000, 1), at=NOW + 1_900))
+    assert store.tallies(["a"], NOW + 1_900) == [1]
+    assert store.sweep(NOW + 3_000) == 1
+    store.close()
+
+
+def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
+    store.accept([impression("a")])
+    secret = store.secret()
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.execute("DROP TABLE tallies")
+        db.execute("PRAGMA user_version = 1")
+    again = open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
+    assert again.secret() == secret
+    again.commit_page(counted(S1, 0, Tally("a", 1, DAY_MS)))
+    assert again.tallies(["a"], NOW) == [1]
+    again.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match="another version"):
+        open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
+
+
 def test_sweep_forgets_what_is_old_and_only_that(opener: Opener) -> None:
     store = opener(replace(LIMITS, session_ttl_ms=DAY_MS, event_ttl_ms=DAY_MS, user_ttl_ms=5 * DAY_MS))
     store.accept([impression("old"), impression("new", at=NOW + 2 * DAY_MS)])
@@ -326,11 +400,11 @@ def test_what_was_acknowledged_survives_sigkill(
 def test_sqlite_refuses_a_write_to_a_full_disk_and_recovers(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/state.db", LIMITS)
     store.accept([impression("a")])
-    store._writer.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
+    store._written.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
     big = "x" * 100_000
     with pytest.raises(StoreUnavailable):
         store.accept([impression("b", surface=big)])
-    store._writer.execute("PRAGMA max_page_count = 100000")  # type: ignore[attr-defined]
+    store._written.execute("PRAGMA max_page_count = 100000")  # type: ignore[attr-defined]
     assert store.accept([impression("a"), impression("b", surface=big)]) == [False, True]
     store.close()
 
