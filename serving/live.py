@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,10 +130,18 @@ def canonical(value: Id, vocabulary: Vocabulary) -> Id:
     return number if -(2**63) <= number < 2**63 else value
 
 
-def load_bundle(path: str | Path, *, device: str = "cpu") -> LiveBundle:
-    """Open a bundle, check all of it and play its golden requests. Raises :class:`ContractError`."""
+def load_bundle(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> LiveBundle:
+    """Open a bundle, check all of it and play its golden requests. Raises :class:`ContractError`.
+
+    ``stage`` is the pipeline's.
+    """
     bundle = Bundle.open(path, device=device)
-    pipeline = Pipeline(bundle)
+    pipeline = Pipeline(bundle, stage=stage)
     count = check_golden(pipeline)
     logger.info("bundle %s is whole: %d golden requests as published", bundle.name, count)
     return LiveBundle(

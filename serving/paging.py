@@ -101,7 +101,12 @@ class PageMaker:
         while True:
             with self._metrics.stage("rank"):
                 request = RankRequest(
-                    visit.user, k=k, exclude_rows=excluded, market=audience.market, value=value
+                    visit.user,
+                    k=k,
+                    exclude_rows=excluded,
+                    market=audience.market,
+                    value=value,
+                    deadline=visit.deadline,
                 )
                 ranked = self._rank(live, request, visit.deadline)
             with self._metrics.stage("page"):

@@ -7,6 +7,7 @@ Axes: B requests, D dimensions, K videos.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -20,6 +21,7 @@ from serving.catalogue import CatalogueFacts
 from serving.exact import NO_HITS, NO_ROWS, Hits, Mask, Rows, Vectors, best_first, pair_scores
 from serving.index import open_index
 from serving.retriever import Retriever
+from serving.time_budget import StepCost
 
 Search = Callable[..., list[Hits]]
 LOG = logging.getLogger("shopreel.pipeline")
@@ -50,7 +52,8 @@ class RankRequest:
 
     ``exclude_rows`` (seen, served, hidden) never return. ``rules`` applies the hard rules: eligible in
     ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
-    (None: the whole catalogue). ``value`` takes the place of the pipeline's own formula.
+    (None: the whole catalogue). ``value`` takes the place of the pipeline's own formula. Where ranking would
+    not end by ``deadline``, on the clock of :func:`time.monotonic`, the tower's order is the answer.
     """
 
     user: UserRequest
@@ -60,6 +63,7 @@ class RankRequest:
     rules: bool = True
     allowed_rows: Rows | None = None
     value: ValueFormula | None = None
+    deadline: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +89,23 @@ class Pipeline:
 
     ``facts`` are what the hard rules know. ``retriever`` may be changed while it serves: added and
     removed videos count from the next request. A bundle with a ranker scores at least ``candidates``
-    retrieved videos and orders them by ``value`` (None: the bundle's own formula).
+    retrieved videos and orders them by ``value`` (None: the bundle's own formula). ``stage(name)`` is
+    entered around ``encode``, ``retrieve`` and ``ranker``.
     """
 
     def __init__(
-        self, bundle: Bundle, *, candidates: int = CANDIDATES, value: ValueFormula | None = None
+        self,
+        bundle: Bundle,
+        *,
+        candidates: int = CANDIDATES,
+        value: ValueFormula | None = None,
+        stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ) -> None:
         self.bundle = bundle
         self.candidates = candidates
         self.value = value
+        self._stage = stage
+        self._ranking = StepCost()
         self.retriever = Retriever(bundle.video_vectors, open_index(bundle))
         self.facts = CatalogueFacts.of(bundle.videos, bundle.products)
 
@@ -102,10 +114,11 @@ class Pipeline:
 
         A user encoder or a search that fails degrades the request to popularity in its market and says
         so in ``degraded`` (``user_encoder``, ``retrieval``); a ranker that fails, to the tower's order
-        (``ranker``).
+        (``ranker``), and so does one that would not end by the first deadline of all (``ranker_time``).
         """
         answers: list[RankedList | None] = [None] * len(requests)
-        user_BD, encoded = self._encode([request.user for request in requests])
+        with self._stage("encode"):
+            user_BD, encoded = self._encode([request.user for request in requests])
         groups: dict[tuple[bool, str | None], list[int]] = {}
         for place in encoded:
             groups.setdefault((requests[place].rules, requests[place].market), []).append(place)
@@ -190,7 +203,8 @@ class Pipeline:
         self, requests: Sequence[RankRequest], user_BD: Vectors, eligible: Mask | None, stages: bool
     ) -> list[RankedList]:
         search = self.retriever.search
-        feed = self._candidates(search, requests, user_BD, eligible)
+        with self._stage("retrieve"):
+            feed = self._candidates(search, requests, user_BD, eligible)
         seen: list[dict[Stage, Hits]] = [{} for _ in requests]
         if stages:
             exact = self._candidates(self.retriever.search_exact, requests, user_BD, None)
@@ -205,10 +219,11 @@ class Pipeline:
                 for hits, looked_at in zip(feed, seen, strict=True)
             ]
         answers = []
+        deadline = min(request.deadline for request in requests)  # all of them are answered together
         for place, request in enumerate(requests):
-            answer = self._order(request, feed[place])
+            answer = self._order(request, feed[place], deadline)
             if stages:
-                free = answer if eligible is None else self._order(request, index[place])
+                free = answer if eligible is None else self._order(request, index[place], deadline)
                 cut = {
                     stage: Hits(hits.video_row[: request.k], hits.score[: request.k])
                     for stage, hits in seen[place].items()
@@ -219,15 +234,19 @@ class Pipeline:
             answers.append(answer)
         return answers
 
-    def _order(self, request: RankRequest, found: Hits) -> RankedList:
-        """The best of the candidates by the ranker's value; by the tower's score where the ranker fails."""
+    def _order(self, request: RankRequest, found: Hits, deadline: float) -> RankedList:
+        """The best of the candidates by the ranker's value; by the tower's where that fails or is late."""
         degraded: tuple[str, ...] = ()
         said = None
-        try:
-            said = self.predict(request.user, found.video_row, request.market, request.value)
-        except Exception:
-            LOG.exception("the ranker failed; falling back to the order of retrieval")
-            degraded = ("ranker",)
+        if self._ranking.fits(deadline):
+            try:
+                with self._stage("ranker"), self._ranking.measured():
+                    said = self.predict(request.user, found.video_row, request.market, request.value)
+            except Exception:
+                LOG.exception("the ranker failed; falling back to the order of retrieval")
+                degraded = ("ranker",)
+        else:
+            degraded = ("ranker_time",)
         value = found.score if said is None else said.value
         best = np.lexsort((found.video_row, -value))[: request.k]
         return RankedList(

@@ -98,7 +98,7 @@ def _service(
     """The service on a deployment that follows ``CURRENT``; ``housekeeping`` sweeps the store and logs."""
     tracing = otlp_tracing() if config.traces is Traces.otlp else NoTracing()
     metrics = Metrics(tracing)
-    load = partial(load_bundle, device=_device(config.device))
+    load = partial(load_bundle, device=_device(config.device), stage=metrics.stage)
     deployment = Deployment(config.bundles, load, metrics, poll_s=config.poll_s)
     deployment.start()
     secret = None if config.cursor_secret is None else config.cursor_secret.encode()

@@ -1,5 +1,9 @@
 """The ranker from training to replay on a small simulated market: one definition of every number."""
 
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +150,30 @@ def test_a_broken_ranker_leaves_the_towers_order_and_says_so(bundle, market, mon
     answer = pipeline.rank([request])[0]
     assert answer.degraded == ("ranker",)
     np.testing.assert_array_equal(answer.video_row, expected.video_row)
+
+
+def test_a_ranker_that_would_come_too_late_is_left_out(market, bundle):
+    requests, _ = requests_with_history(market, 1)
+    request = requests[0]
+    timed: list[str] = []
+
+    @contextmanager
+    def stage(name):
+        timed.append(name)
+        yield
+
+    pipeline = Pipeline(bundle, stage=stage)
+    late = RankRequest(request, k=10, rules=False, deadline=time.monotonic())
+    in_time = replace(late, deadline=time.monotonic() + 60)
+    (full,) = pipeline.rank([in_time])
+    assert full.degraded == ()
+    assert timed == ["encode", "retrieve", "ranker"]
+    both = pipeline.rank([in_time, late])  # they are answered together, so that the first deadline counts
+    assert [answer.degraded for answer in both] == [("ranker_time",)] * 2
+    assert timed[3:] == ["encode", "retrieve"]
+    by_tower = bundle.encoder.encode([request])[0]
+    np.testing.assert_allclose(both[0].score, bundle.video_vectors[both[0].video_row] @ by_tower, atol=1e-4)
+    assert both[0].probabilities == {}
 
 
 def test_replay_writes_what_evaluation_reads(market, bundle):
