@@ -14,6 +14,8 @@ from evaluation.significance import benjamini_hochberg, normal_test
 
 #: Above this shape of the tail, means of weights converge too slowly to be used (Vehtari et al. 2024).
 PARETO_LIMIT = 0.7
+#: A tail of weights that occur this often on average is not a sample of a density.
+REPEATS = 4
 MIN_EXPECTED = 10
 
 
@@ -64,7 +66,9 @@ def effective_size(weight_N: Floats) -> float:
 def pareto_k(weight_N: Floats) -> float:
     """Shape k of a generalised Pareto fitted to the largest weights; −∞ where they are all equal.
 
-    The tail holds min(n/5, 3√n) weights. NaN below 25 weights.
+    The tail holds min(n/5, 3√n) weights. NaN below 25 weights. A tail whose weights repeat ``REPEATS`` times
+    on average (policies of few distinct probabilities) is a finite set that has been seen, and has no
+    shape either: −∞. A density fitted to heaps would call what lies above them a tail without end.
     Sources: Vehtari et al., Pareto smoothed importance sampling, JMLR 2024; fit by Zhang and Stephens,
     Technometrics 2009.
     """
@@ -74,7 +78,9 @@ def pareto_k(weight_N: Floats) -> float:
     ordered = np.sort(weight_N)
     excess = ordered[-count:] - ordered[-count - 1]
     excess = excess[excess > 0]
-    return _generalised_pareto_shape(excess) if len(excess) >= 5 else float("-inf")
+    if len(excess) < 5 or len(np.unique(np.round(excess / excess[-1], 9))) * REPEATS <= len(excess):
+        return float("-inf")
+    return _generalised_pareto_shape(excess)
 
 
 def refusals(

@@ -37,13 +37,14 @@ from evaluation.off_policy import (
 )
 from evaluation.policy_config import OffPolicyConfig, Unit
 from evaluation.policy_study import OffPolicyStudy, study_policy
+from evaluation.reward_model import TargetTable, TwicedMeans
 from evaluation.slate_policy import (
     LoggedSlates,
     cascade_doubly_robust,
     independent_ips,
     reward_interaction_ips,
 )
-from evaluation.weights import check_propensities, effective_size, pareto_k
+from evaluation.weights import check_propensities, effective_size, pareto_k, refusals, weight_report
 from shopreel import main
 from tests.evaluation.worlds import write
 
@@ -121,19 +122,39 @@ class Bandit:
 
 @pytest.mark.slow
 def test_coverage_of_every_estimator(tmp_path: Path) -> None:
-    """All but DM, which is as good as its model: the shrunken means of this one are a little off."""
+    """200 logs put a true 95 % within 92 – 98 % in 19 cases of 20; the seeds are fixed."""
     world = Bandit(1)
     target = write(world.target_table(), tmp_path / "target.parquet")
     covered: dict[str, int] = {}
     for seed in range(200):
         path = write(pa.table(world.log(seed, 3000)), tmp_path / "log.parquet")
-        found = study(path, seed=seed, target=target)
+        found = study(path, replicates=1000, seed=seed, target=target)
         assert not found.refused
         for name, estimate in found.estimates.items():
             covered[name] = covered.get(name, 0) + (estimate.low <= world.value <= estimate.high)
     assert set(covered) == {*MODEL_FREE, *MODEL_BASED}
-    assert covered.pop("dm") / 200 > 0.85
-    assert all(0.92 <= count / 200 <= 0.985 for count in covered.values()), covered
+    assert all(0.92 <= count / 200 <= 0.98 for count in covered.values()), covered
+
+
+def test_leverage_is_the_derivative_of_the_fit() -> None:
+    """What the intervals of model-based estimators add up is exact, for a fixed pull κ."""
+    random = np.random.default_rng(0)
+    cell, reward, wanted = random.integers(0, 18, 200), random.random(200), random.random(18)
+    target = TargetTable(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1), contexts=3, videos=6)
+    fit = TwicedMeans(cell, reward, target, kappa=5.0)
+    for row in (0, 7, 100):
+        more = reward.copy()
+        more[row] += 1.0
+        moved = (TwicedMeans(cell, more, target, kappa=5.0).mean_X - fit.mean_X) @ wanted
+        assert moved == pytest.approx(fit.leverage(wanted)[cell[row]])
+
+
+def test_twicing_leaves_the_square_of_the_shrinkage() -> None:
+    """Two cells of 45 rows, at 1 and at 0: shrinking once would leave κ/(n + κ) = 5/50 of their distance."""
+    cell, reward = np.repeat([0, 1], 45), np.repeat([1.0, 0.0], 45)
+    target = TargetTable(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1), contexts=1, videos=2)
+    left = 0.5 * (5 / (45 + 5)) ** 2
+    assert TwicedMeans(cell, reward, target, kappa=5.0).mean_X == pytest.approx([1 - left, left])
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +210,11 @@ def test_coverage_on_slates_of_the_simulator(market: Market, satiation: float) -
     for seed in range(200):
         slates = slates_of(slate_log(world, seed, 4000, logging, target))
         value_R3 = np.stack([make(slates) for make in makers], axis=1)
-        found = estimates(value_R3, np.arange(4000), replicates=250, seed=seed)
+        found = estimates(value_R3, np.arange(4000), replicates=1000, seed=seed)
         covered += [each.low <= value <= each.high for each in found]
     share = covered / 200
     trusted = share[1:] if satiation else share
-    assert ((trusted >= 0.92) & (trusted <= 0.985)).all(), share
+    assert ((trusted >= 0.92) & (trusted <= 0.98)).all(), share
 
 
 def test_independent_positions_are_wrong_where_positions_interact(market: Market, tmp_path: Path) -> None:
@@ -272,6 +293,14 @@ def test_effective_size_and_tail() -> None:
     assert np.isnan(pareto_k(np.ones(10)))
 
 
+def test_few_distinct_weights_have_no_tail() -> None:
+    """Policies over six videos in eight contexts: 48 weights, bounded and all seen, not a heavy tail."""
+    random = np.random.default_rng(1)
+    weight = random.choice(random.lognormal(0, 1, 48), 4000)
+    assert pareto_k(weight) == -np.inf
+    assert not refusals(weight_report(weight, np.ones(4000)), min_rows=100, min_rewards=5, max_unsupported=1)
+
+
 LOG = {
     "user_id": [1, 2, 3], "video_id": [1, 1, 2], "reward": [True, False, None], "propensity": [0.5, 0.5, 0.5],
     "target_propensity": [0.5, 0.5, 0.5],
@@ -333,8 +362,7 @@ def test_open_bandit_both_ways(real_data: Path, tmp_path: Path, capsys: pytest.C
             truth = found["on_policy"]
             refused += bool(found["refused"])
             for name, estimate in found["estimates"].items():
-                if name != "dm":  # as wrong as its model, which 40 clicks cannot make good
-                    assert estimate["low"] <= truth["high"], (campaign, logging, name)
-                    assert truth["low"] <= estimate["high"], (campaign, logging, name)
+                assert estimate["low"] <= truth["high"], (campaign, logging, name)
+                assert truth["low"] <= estimate["high"], (campaign, logging, name)
     assert refused == 1  # women, from the Thompson log: two effective rows
     assert "effective rows" in capsys.readouterr().out

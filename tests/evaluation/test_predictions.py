@@ -227,4 +227,4 @@ def test_coverage_of_auc_and_entropy() -> None:
         for name in covered:
             found = interval(stats.exact[name], draws[name], stats.users)
             covered[name] += found.low <= truth[name] <= found.high
-    assert all(0.915 <= count / 200 <= 0.985 for count in covered.values()), covered
+    assert all(0.92 <= count / 200 <= 0.98 for count in covered.values()), covered
