@@ -6,7 +6,7 @@ from html import escape
 from evaluation.comparison import p_text
 from evaluation.report import Report
 from evaluation.significance import ALPHA
-from evaluation.slices import SliceValue
+from evaluation.slices import MIN_USERS, SliceValue
 from evaluation.terminal import number
 
 #: Strongest colour, in per cent, of a difference that is certain and of one that is not.
@@ -28,8 +28,10 @@ def heat_map(report: Report) -> str:
             title = f"{escape(column)} <small>{escape(value.metric)}</small>"
             rows.append(f'<tr><th class="group" colspan="{len(tables) + 2}">{title}</th></tr>')
         cells = [_cell(head, found.get(value.name), _widest(tables[head])) for head, found in by_name.items()]
-        share = f'<td class="n"><small>{value.share:.0%}</small></td>'
-        rows.append(f"<tr><td>{escape(value.label)}</td>{share}{''.join(cells)}</tr>")
+        part = f"{value.share:.0%}" if value.share >= 0.005 or not value.share else "< 1%"
+        share = f'<td class="n"><small>{part}</small></td>'
+        pale = ' class="few"' if value.estimate.n < MIN_USERS else ""
+        rows.append(f"<tr{pale}><td>{escape(value.label)}</td>{share}{''.join(cells)}</tr>")
     top = f'<thead><tr><th>slice</th><th class="n">share</th>{heads}</tr></thead>'
     return f'<table class="heat">{top}<tbody>{"".join(rows)}</tbody></table>'
 
@@ -38,8 +40,9 @@ def _cell(head: str, value: SliceValue | None, widest: float) -> str:
     if value is None or math.isnan(value.estimate.value):
         return '<td class="n">–</td>'
     sure = not math.isnan(value.p) and value.p < ALPHA
+    few = value.estimate.n < MIN_USERS
     strength = min(abs(value.gap) / widest, 1.0) if widest and not math.isnan(value.gap) else 0.0
-    strength *= CERTAIN if sure else UNCERTAIN
+    strength *= CERTAIN if sure else 0.0 if few else UNCERTAIN
     colour = "var(--good)" if value.gap > 0 else "var(--bad)"
     text = f"{-value.estimate.value:.0%}" if head.endswith(" loss") else number(value.estimate.value)
     if " − " in head:

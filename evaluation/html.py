@@ -15,6 +15,7 @@ from evaluation.html_tables import (
 from evaluation.protocol import readable
 from evaluation.ranking_study import Comparison
 from evaluation.report import Report
+from evaluation.slices import MIN_USERS
 from evaluation.terminal import number
 
 #: Metrics whose values stand as large numbers at the top, where the report has them.
@@ -170,11 +171,15 @@ def _slices(report: Report) -> str:
     if not report.slices:
         return ""
     heat = heat_map(report)
-    worst = f"<h3>Worst slices</h3>{worst_table(report.worst)}" if report.worst else ""
+    worst = ""
+    if report.worst:
+        caption = '<p class="note">each among what is left without those above it</p>'
+        worst = f'<h3 class="apart">Worst slices</h3>{caption}{worst_table(report.worst)}'
     note = (
         "Slices of the request in the verdict's metric, slices of the video in recall of those videos. "
         "Stage columns: share lost of what reached the stage. Colour: distance from the whole; bold where "
-        "that is certain."
+        "that is certain; pale where fewer than "
+        f"{MIN_USERS} users stand behind it."
     )
     return f'<h2>For whom?</h2><p class="note">{note}</p><div class="sheet scroll">{heat}</div>{worst}'
 
@@ -229,7 +234,7 @@ def _protocol(report: Report) -> str:
     rows = "".join(
         f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(readable(value))}</dd>"
         for key, value in report.protocol.facts.items()
-        if key not in ("runs", "predictions")
+        if key not in ("runs", "predictions") and readable(value)
     )
     runs = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(readable(facts))}</dd>"

@@ -10,7 +10,7 @@ from evaluation.experiment_study import ExperimentStudy
 from evaluation.policy_study import OffPolicyStudy
 from evaluation.ranking_study import Comparison
 from evaluation.slices import SliceValue
-from evaluation.terminal import number
+from evaluation.terminal import number, tail_text
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
@@ -34,10 +34,11 @@ def cell(estimate: Estimate | None) -> str:
 
 
 def estimate_table(runs: Mapping[str, Mapping[str, Estimate]], primary: str) -> str:
-    """Metrics down, runs across, the primary run marked."""
+    """Metrics down, runs across, the primary run marked and first, where a phone shows it."""
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
-    heads = ["metric", *(f"{run} ●" if run == primary and len(runs) > 1 else run for run in runs)]
-    rows = [[escape(name), *(cell(metrics.get(name)) for metrics in runs.values())] for name in names]
+    order = sorted(runs, key=lambda run: run != primary)
+    heads = ["metric", *(f"{run} ●" if run == primary and len(runs) > 1 else run for run in order)]
+    rows = [[escape(name), *(cell(runs[run].get(name)) for run in order)] for name in names]
     return f'<div class="scroll">{table(heads, rows)}</div>'
 
 
@@ -80,7 +81,7 @@ def off_policy_table(study: OffPolicyStudy) -> str:
             "effective rewards": f"{report.effective_rewards:,.1f}",
             "mean weight (1 is right)": f"{report.mean:.4f} ± {1.96 * report.mean_error:.4f}",
             "largest weight's share": f"{report.largest_share:.2%}",
-            "Pareto k of the tail": number(report.pareto_k),
+            "Pareto k of the tail": tail_text(report.pareto_k),
             "target's choices never logged": number(report.unsupported),
         }
         rows += [[f"{escape(kind)}: {name}", value] for name, value in facts.items()]

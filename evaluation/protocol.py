@@ -116,12 +116,22 @@ def _overlap(protocol: Protocol, truth: Truth, catalogue: Catalogue) -> None:
 
 
 def readable(value: Any) -> str:
-    """A fact as one line: ``name: test · mode: time``, numbers with thousands, empty parts left out."""
+    """A fact as one line: ``name: test · mode: time``, numbers with thousands, empty parts left out.
+
+    So are moments in milliseconds (``end_ms``), which stand beside the same moment as text (``end``).
+    """
     if isinstance(value, Mapping):
-        known = {key: inner for key, inner in value.items() if inner not in (None, {}, [])}
+        twice = {f"{key}_ms" for key in value}
+        known = {
+            key: inner for key, inner in value.items() if inner not in (None, {}, []) and key not in twice
+        }
         return " · ".join(f"{str(key).replace('_', ' ')}: {readable(inner)}" for key, inner in known.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(readable(inner) for inner in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -11,6 +11,8 @@ from evaluation.slicing import SliceColumn
 
 #: Slices of fewer users are shown, and never called worst.
 MIN_USERS = 20
+#: Nor are slices of a larger share: then it is the rest that stands out.
+MOST = 2 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class SliceValue:
 
     @property
     def worse(self) -> bool:
-        """Whether the slice is surely below the whole."""
-        return self.gap < 0 and self.p < ALPHA and self.estimate.n >= MIN_USERS
+        """Whether the slice is surely below the whole, and not nearly all of it."""
+        return self.gap < 0 and self.p < ALPHA and self.estimate.n >= MIN_USERS and not self.share > MOST
 
     @property
     def weight(self) -> float:

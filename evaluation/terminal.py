@@ -77,6 +77,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def tail_text(pareto_k: float) -> str:
+    """The shape of a tail of weights; weights of a finite set have none."""
+    return "no tail" if pareto_k == -math.inf else number(pareto_k)
+
+
 def _headlines(report: Report, console: Console) -> None:
     for comparison in report.comparisons:
         console.print(f"[bold]Verdict[/bold]  {escape(comparison.verdict)}")
@@ -181,7 +186,7 @@ def _bar(low: float, high: float, colour: str) -> str:
 def _worst(report: Report, console: Console) -> None:
     if not report.worst:
         return
-    table = _table(f"Worst slices of {report.primary}")
+    table = _table(f"Worst slices of {report.primary}, each among what is left without those above it")
     for heading in ("slice", "metric", "share", "value", "against all", "p"):
         table.add_column(heading, justify="left" if heading in ("slice", "metric") else "right", no_wrap=True)
     for value in report.worst:
@@ -214,7 +219,7 @@ def _off_policy(study: OffPolicyStudy, console: Console) -> None:
             f"rewards worth {report.effective_rewards:,.1f}",
             f"mean {report.mean:.3f} ±{1.96 * report.mean_error:.3f}",
             f"largest {report.largest_share:.1%}",
-            f"Pareto k {number(report.pareto_k)}",
+            f"Pareto k {tail_text(report.pareto_k)}",
         ]
         console.print(f"[bold]Weights[/bold]  {kind}: {', '.join(parts)}")
 
