@@ -117,6 +117,7 @@ class Server:
     port: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     prefix: Sequence[str] = ()
+    _clients: list[Client] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,8 +144,9 @@ class Server:
         return self.folder / "server.log"
 
     def client(self, timeout_s: float = 30.0) -> Client:
-        """A client of this server."""
-        return Client(self.port, timeout_s)
+        """A client of this server, closed with it at the latest."""
+        self._clients.append(Client(self.port, timeout_s))
+        return self._clients[-1]
 
     def log(self) -> list[dict[str, Any]]:
         """The log lines of this server alone; what is no JSON object comes as ``{"text": …}``."""
@@ -191,6 +193,8 @@ class Server:
         return self._reap()
 
     def _reap(self) -> int:
+        for client in self._clients:
+            client.close()
         code = self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()

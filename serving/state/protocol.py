@@ -283,9 +283,9 @@ class Window:
         return time_ms // self.bucket_ms
 
     def live(self, now_ms: int) -> range:
-        """The buckets still remembered at ``now_ms``; one lies ahead, for a clock that was set back."""
+        """The buckets still remembered at ``now_ms``; as many lie ahead, for a clock that was set back."""
         current = self.bucket(now_ms)
-        return range(current - self.BUCKETS, current + 2)
+        return range(current - self.BUCKETS, current + self.BUCKETS + 1)
 
     def expires_ms(self, bucket: int) -> int:
         """When ``bucket`` is forgotten."""
