@@ -65,6 +65,10 @@ class RankingService(Protocol):
         """Return, or raise what stands in the way."""
         ...
 
+    def campaigns(self) -> bytes:
+        """How far every campaign has got."""
+        ...
+
     def showcase_users(self) -> bytes:
         """Users to choose from on the feed page."""
         ...
@@ -148,6 +152,10 @@ def create_app(service: RankingService, settings: HttpSettings) -> FastAPI:
     async def exposition(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def campaigns(request: Request) -> Response:
+        admit(request)
+        return _json(await intake.run(service.campaigns))
+
     async def showcase_users(request: Request) -> Response:
         admit(request)
         return _json(await intake.run(service.showcase_users))
@@ -157,7 +165,9 @@ def create_app(service: RankingService, settings: HttpSettings) -> FastAPI:
         video_ids = request.query_params.getlist("id")[:MAX_PAGE_SIZE]
         return _json(await intake.run(lambda: service.showcase_videos(video_ids)))
 
-    routes: dict[str, Handler] = {"/healthz": healthz, "/readyz": readyz, "/metrics": exposition}
+    routes: dict[str, Handler] = {
+        "/v1/campaigns": campaigns, "/healthz": healthz, "/readyz": readyz, "/metrics": exposition,
+    }  # fmt: skip
     for name in (*_DOCS, *(_PAGE if settings.page else ())):
         routes[_ROOTS.get(name, f"/static/{name}")] = _file(name)
     if settings.page:

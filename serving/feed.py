@@ -1,4 +1,4 @@
-"""From scored candidates to a page: hard rules → reserved slots → slate → exploration → page.
+"""From scored candidates to a page: hard rules → campaigns → slate → exploration → page.
 
 Pure: nothing here knows a store, a model or a clock; randomness is passed in. The server and ``replay``
 both build pages here.
@@ -7,27 +7,34 @@ Axis: K candidates, best first.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from serving.catalogue import CatalogueFacts
-from serving.exact import Rows, Vectors
+from serving.exact import Mask, Rows, Vectors
 from serving.exploration import ExplorationPreferences, draw, split_pool
 from serving.rules import Audience, admitted, names_of, refusals
 from serving.slate import Deck, PageCount, Relaxation, SlatePreferences, traits_of
 
+#: The source of candidates that campaigns brought in, and of the slots that they have.
+CAMPAIGN = "campaign"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """K scored videos, distinct, best first. ``score`` orders them; ``retrieval_score`` found them."""
+    """K scored videos, distinct, best first. ``score`` orders them; ``retrieval_score`` found them.
+
+    A video whose source is ``CAMPAIGN`` is there for its campaign alone, and has no other place on a page.
+    """
 
     row: Rows
     score: Vectors
     source: tuple[str, ...]
     retrieval_score: Vectors | None = None
     probabilities: Mapping[str, Vectors] = field(default_factory=dict)
+    watch_ms: Vectors | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -40,7 +47,33 @@ class Candidates:
             tuple(self.source[place] for place in which),
             None if self.retrieval_score is None else self.retrieval_score[which],
             {task: values[which] for task, values in self.probabilities.items()},
+            None if self.watch_ms is None else self.watch_ms[which],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A campaign that may have one slot, with any of its videos: ``choices`` are places among the
+    candidates, best first.
+    """
+
+    campaign_id: str
+    label: str
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a campaign's slot took from the page: ``row`` is the video that would have stood on it instead.
+
+    ``watch_ms`` and ``orders`` are that video's prediction less the campaign's own; negative where the
+    campaign's is better, None without the head. ``row`` is None, and the cost 0, where the campaign's
+    video would have stood there anyway or nothing else could have.
+    """
+
+    row: int | None
+    watch_ms: float | None
+    orders: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +90,10 @@ class Slot:
     rank: int | None
     retrieval_score: float | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    watch_ms: float | None = None
     campaign_id: str | None = None
+    label: str | None = None
+    cost: Cost | None = None
     rules: tuple[str, ...] = ()
 
 
@@ -82,30 +118,46 @@ def build_page(
     slate: SlatePreferences,
     exploration: ExplorationPreferences,
     random: np.random.Generator,
-    reserved: Mapping[int, Slot] | None = None,
+    claims: Sequence[Claim] = (),
+    campaign_positions: Sequence[int] = (),
 ) -> Page:
     """Build a page of ``size`` videos, shorter only when admitted candidates run out.
 
-    ``reserved`` slots (campaigns) stand at their positions and count towards caps and shares.
+    ``claims`` get the ``campaign_positions`` in their order, one slot each, where one of their videos keeps
+    every hard rule and every preference: for a campaign nothing gives way.
     """
     fired = refusals(candidates.row, facts, audience)
     allowed = admitted(candidates.row, fired)
-    taken_rows = np.array([slot.row for slot in (reserved or {}).values()], np.int64)
-    usable = candidates.take(np.flatnonzero(allowed & ~np.isin(candidates.row, taken_rows)))
+    organic_only = np.array([source != CAMPAIGN for source in candidates.source], bool)
     refused: Counter[str] = Counter()
-    for refusal in np.flatnonzero(~allowed).tolist():
+    for refusal in np.flatnonzero(~allowed & organic_only).tolist():
         refused.update(names_of(fired, refusal))
-
     count = PageCount(slate, size)
-    fixed = {place: slot for place, slot in (reserved or {}).items() if place < size}
-    for slot in fixed.values():
-        count.add(traits_of(slot.row, facts))
-    deck = Deck(usable.row, facts)
+    paid = _place_claims(candidates, allowed, claims, campaign_positions, count, facts)
+    usable = candidates.take(np.flatnonzero(allowed & organic_only))
+    ranks = {int(row): rank for rank, row in enumerate(usable.row)}
+    fixed = {
+        place: _slot(
+            candidates, index, CAMPAIGN, 1.0, ("campaign",), ranks.get(int(candidates.row[index])), claim
+        )
+        for place, (claim, index) in paid.items()
+    }
+    taken = {slot.row for slot in fixed.values()}
+    deck = Deck(usable.row, facts, without=taken)
     wanted = [place for place in exploration.positions if place < size and place not in fixed]
     organic = [
         _organic(usable, index, relaxed)
         for index, relaxed in deck.fill(size - len(fixed) - len(wanted), count)
     ]
+    if fixed:
+        undisturbed = Deck(usable.row, facts).fill(size - len(wanted), PageCount(slate, size))
+        standing = taken | {slot.row for slot in organic}
+        displaced = iter([at for at, _ in undisturbed if int(usable.row[at]) not in standing])
+        would_have = {int(usable.row[at]) for at, _ in undisturbed}
+        for place in sorted(fixed):
+            slot = fixed[place]
+            instead = None if slot.row in would_have else next(displaced, None)
+            fixed[place] = replace(slot, cost=_cost(slot, usable, instead))
     pools: list[list[int]] = []
     while wanted:
         pools = _pools(deck, count, exploration, len(wanted))
@@ -116,7 +168,8 @@ def build_page(
         organic += [_organic(usable, index, relaxed) for index, relaxed in deck.fill(1, count)]
     for place, pool in zip(wanted, pools, strict=False):
         chosen = draw(pool, [float(usable.score[index]) for index in pool], exploration, random)
-        fixed[place] = _slot(usable, chosen.candidate, "exploration", chosen.propensity, ("exploration",))
+        index = chosen.candidate
+        fixed[place] = _slot(usable, index, "exploration", chosen.propensity, ("exploration",), index)
 
     slots = _merge(organic, fixed, size)
     relaxed_kinds = {kind for slot in slots for kind in slot.rules if kind in _RELAXATIONS}
@@ -140,20 +193,64 @@ def _pools(deck: Deck, count: PageCount, exploration: ExplorationPreferences, sl
     return split_pool(free, wants)
 
 
+def _place_claims(
+    candidates: Candidates, allowed: Mask, claims: Sequence[Claim], positions: Sequence[int],
+    count: PageCount, facts: CatalogueFacts,
+) -> dict[int, tuple[Claim, int]]:  # fmt: skip
+    """Claims at their positions with the candidate that each shows; they are counted in."""
+    paid: dict[int, tuple[Claim, int]] = {}
+    open_positions = [place for place in positions if place < count.size]
+    shown: set[int] = set()
+    for claim in claims:
+        if not open_positions:
+            break
+        for index in claim.choices:
+            row = int(candidates.row[index])
+            if not allowed[index] or row in shown:
+                continue
+            traits = traits_of(row, facts)
+            if not count.breaks(traits):
+                count.add(traits)
+                shown.add(row)
+                paid[open_positions.pop(0)] = claim, index
+                break
+    return paid
+
+
+def _cost(slot: Slot, usable: Candidates, instead: int | None) -> Cost:
+    """The prediction of the candidate at ``instead`` less the slot's own."""
+    if instead is None:
+        has_orders = "purchase" in usable.probabilities
+        return Cost(None, None if usable.watch_ms is None else 0.0, 0.0 if has_orders else None)
+    watch_ms = orders = None
+    if usable.watch_ms is not None and slot.watch_ms is not None:
+        watch_ms = float(usable.watch_ms[instead]) - slot.watch_ms
+    if "purchase" in usable.probabilities:
+        orders = float(usable.probabilities["purchase"][instead]) - slot.probabilities["purchase"]
+    return Cost(int(usable.row[instead]), watch_ms, orders)
+
+
 def _organic(candidates: Candidates, index: int, relaxed: tuple[Relaxation, ...]) -> Slot:
-    return _slot(candidates, index, candidates.source[index], 1.0, tuple(kind.value for kind in relaxed))
+    rules = tuple(kind.value for kind in relaxed)
+    return _slot(candidates, index, candidates.source[index], 1.0, rules, index)
 
 
-def _slot(candidates: Candidates, index: int, source: str, propensity: float, rules: tuple[str, ...]) -> Slot:
-    found_by = candidates.retrieval_score
+def _slot(
+    candidates: Candidates, index: int, source: str, propensity: float, rules: tuple[str, ...],
+    rank: int | None, claim: Claim | None = None,
+) -> Slot:  # fmt: skip
+    found_by, watch_ms = candidates.retrieval_score, candidates.watch_ms
     return Slot(
         row=int(candidates.row[index]),
         score=float(candidates.score[index]),
         source=source,
         propensity=propensity,
-        rank=index,
+        rank=rank,
         retrieval_score=None if found_by is None else float(found_by[index]),
         probabilities={task: float(values[index]) for task, values in candidates.probabilities.items()},
+        watch_ms=None if watch_ms is None else float(watch_ms[index]),
+        campaign_id=None if claim is None else claim.campaign_id,
+        label=None if claim is None else claim.label,
         rules=rules,
     )
 

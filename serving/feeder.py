@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
+from serving.campaign_desk import Keys
 from serving.live import LiveBundle
 from serving.metrics import Metrics
-from serving.paging import PageMaker, Visit
+from serving.paging import MadePage, PageMaker, Visit
 from serving.plan_follower import Plans
 from serving.rollout import policy_name
 from serving.rules import Audience, hidden_codes
 from serving.schema import FeedRequest, encode
 from serving.served import ServedPage, pack, response_of, served_slots
-from serving.sessions import KeptPage, Sessions
+from serving.sessions import KeptPage, Sessions, Turn
 from serving.state import Store
-from serving.state.protocol import Id, Mark, PageRecord, UserState
+from serving.state.protocol import Id, Mark, PageRecord, TallyExceeded, UserState
 
 
 class Feeder:
@@ -57,47 +58,42 @@ class Feeder:
             state = self._store.user(user_id, now_ms)
             user = live.user_request(user_id, state.steps, request.surface, now_ms)
         visit = Visit(
+            user_id=user_id,
+            now_ms=now_ms,
             user=user,
             audience=_audience(live, request, market, state, turn.served),
             place=turn.place,
             size=request.page_size,
             deadline=deadline,
             policy=policy,
+            traffic=running.rollout.traffic,
         )
-        made = self._pages.make(live, visit, running.rollout.settings(arms))
-
-        rows = [slot.row for slot in made.page.slots]
-        served = ServedPage(
-            request_id=turn.request_id,
-            user_id=user_id,
-            time_ms=now_ms,
-            bundle=live.name,
-            policy=policy,
-            slots=served_slots(live.catalogue.ids(rows).to_pylist(), made.page.slots),
-            surface=request.surface,
-            market=market,
-            context=request.context or {},
-            arms=arms,
-            degraded=made.degraded,
-            admitted=made.page.admitted,
-            refused=dict(made.page.refused),
-            history_steps=len(user.history),
-        )
-        answer = response_of(served, rows, live.facts, self._sessions.next_cursor(turn.place))
-        record = PageRecord(
-            session_id=turn.place.session_id,
-            page=turn.place.page,
-            user_id=user_id,
-            time_ms=now_ms,
-            video_ids=[slot.video_id for slot in served.slots],
-            body=encode(answer),
-            log=pack(served),
-        )
-        with self._metrics.stage("commit"):
-            kept = self._sessions.commit(record)
-        if kept.body is record.body:
-            self._count(served)
-        return kept
+        settings, campaigns = running.rollout.settings(arms), running.rollout.campaigns(user_id, market)
+        while True:
+            made = self._pages.make(live, visit, settings, campaigns)
+            served = _served(live, request, turn, visit, made, arms)
+            rows = [slot.row for slot in made.page.slots]
+            answer = response_of(served, rows, live.facts, self._sessions.next_cursor(turn.place))
+            record = PageRecord(
+                session_id=turn.place.session_id,
+                page=turn.place.page,
+                user_id=user_id,
+                time_ms=now_ms,
+                video_ids=[slot.video_id for slot in served.slots],
+                body=encode(answer),
+                log=pack(served),
+                tallies=made.tallies,
+            )
+            try:
+                with self._metrics.stage("commit"):
+                    kept = self._sessions.commit(record)
+            except TallyExceeded as exceeded:  # another page had the campaign's last slot meanwhile
+                late = Keys.campaign_of(exceeded.key)
+                campaigns = {name: campaign for name, campaign in campaigns.items() if name != late}
+                continue
+            if kept.body is record.body:
+                self._count(served)
+            return kept
 
     def _count(self, served: ServedPage) -> None:
         for experiment, arm in served.arms.items():
@@ -106,8 +102,32 @@ class Feeder:
             self._metrics.degraded.labels(reason).inc()
         for slot in served.slots:
             self._metrics.slots.labels(slot.source).inc()
+            if slot.campaign_id is not None:
+                self._metrics.campaign_slots.labels(slot.campaign_id).inc()
         if not served.slots:
             self._metrics.empty_pages.inc()
+
+
+def _served(
+    live: LiveBundle, request: FeedRequest, turn: Turn, visit: Visit, made: MadePage, arms: dict[str, str]
+) -> ServedPage:
+    """A page as the log keeps it."""
+    return ServedPage(
+        request_id=turn.request_id,
+        user_id=visit.user_id,
+        time_ms=visit.now_ms,
+        bundle=live.name,
+        policy=visit.policy,
+        slots=served_slots(live.catalogue, made.page.slots),
+        surface=request.surface,
+        market=visit.audience.market,
+        context=request.context or {},
+        arms=arms,
+        degraded=made.degraded,
+        admitted=made.page.admitted,
+        refused=dict(made.page.refused),
+        history_steps=len(visit.user.history),
+    )
 
 
 def _audience(

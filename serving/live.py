@@ -96,6 +96,11 @@ class LiveBundle:
         rows = self.catalogue.rows(video_ids)
         return np.unique(rows[rows > 0])
 
+    def missing(self, video_ids: Sequence[Id]) -> list[Id]:
+        """Those videos that the catalogue lacks."""
+        rows = self.catalogue.rows([self.video_id(video_id) for video_id in video_ids]).tolist()
+        return [video_id for video_id, row in zip(video_ids, rows, strict=True) if row == 0]
+
     def user_request(
         self, user_id: Id, steps: Sequence[Step], surface: str | None, now_ms: int
     ) -> UserRequest:

@@ -32,7 +32,9 @@ def served_schema(user_id: pa.DataType, video_id: pa.DataType) -> pa.Schema:
             ("request_id", pa.string()), ("user_id", user_id), ("video_id", video_id), ("served_time", TIME),
             ("position", pa.int32()), ("score", pa.float64()), ("retrieval_score", pa.float64()),
             ("rank", pa.int32()), ("source", pa.string()), ("propensity", pa.float64()),
-            ("campaign_id", pa.string()), ("rules", pa.list_(pa.string())),
+            ("predicted_watch_ms", pa.float64()), ("campaign_id", pa.string()),
+            ("displaced_video_id", video_id), ("cost_watch_ms", pa.float64()), ("cost_orders", pa.float64()),
+            ("rules", pa.list_(pa.string())),
             ("probabilities", pa.map_(pa.string(), pa.float64())),
             ("bundle", pa.string()), ("policy", pa.string()), ("arms", pa.map_(pa.string(), pa.string())),
             ("surface", pa.string()), ("market", pa.string()), ("degraded", pa.list_(pa.string())),
@@ -109,6 +111,7 @@ def served_table(pages: Iterable[ServedPage], schema: pa.Schema) -> pa.Table:
             "video_id": slot.video_id, "served_time": page.time_ms * 1000, "position": slot.position,
             "score": slot.score, "retrieval_score": slot.retrieval_score, "rank": slot.rank,
             "source": slot.source, "propensity": slot.propensity, "campaign_id": slot.campaign_id,
+            "predicted_watch_ms": slot.watch_ms, **_cost(slot),
             "rules": slot.rules, "probabilities": list(slot.probabilities.items()), "bundle": page.bundle,
             "policy": page.policy, "arms": list(page.arms.items()), "surface": page.surface,
             "market": page.market, "degraded": page.degraded,
@@ -118,6 +121,13 @@ def served_table(pages: Iterable[ServedPage], schema: pa.Schema) -> pa.Table:
         if _fits(slot.video_id, schema)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _cost(slot: ServedSlot) -> dict[str, Any]:
+    cost = slot.displaced
+    if cost is None:
+        return {}
+    return {"displaced_video_id": cost.video_id, "cost_watch_ms": cost.watch_ms, "cost_orders": cost.orders}
 
 
 def number_of(user_id: str) -> int:

@@ -37,6 +37,7 @@ class Metrics:
         self.duplicates = counter("shopreel_duplicate_events", "Events that were taken in before")
         self.plans = counter("shopreel_plans", "Plans taken into force, or refused", ["result"])
         self.arms = counter("shopreel_arms", "Pages by experiment and arm", ["experiment", "arm"])
+        self.campaign_slots = counter("shopreel_campaign_slots", "Slots given to campaigns", ["campaign"])
         self.log_rows = counter("shopreel_log_rows", "Log rows written as Parquet")
         self.log_failures = counter("shopreel_log_failures", "Failed attempts to write Parquet")
         self.batch_size = Histogram(

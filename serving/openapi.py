@@ -1,10 +1,12 @@
 """The OpenAPI document, from the very types that decode requests."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from serving.campaign_report import CampaignsResponse
 from serving.schema import (
     ErrorResponse,
     EventsRequest,
@@ -46,18 +48,12 @@ def openapi(version: str) -> dict[str, Any]:
     """The document, as plain JSON values."""
     kinds = [kind for _, asked, answered, _ in _ROUTES.values() for kind in (asked, answered)]
     references, components = msgspec.json.schema_components(
-        [*kinds, ErrorResponse], ref_template="#/components/schemas/{name}"
+        [*kinds, CampaignsResponse, ErrorResponse], ref_template="#/components/schemas/{name}"
     )
     refused = references[-1]
     paths: dict[str, Any] = {}
     for place, (path, (summary, _, _, more)) in enumerate(_ROUTES.items()):
-        errors = {
-            str(status): {"description": _ERRORS[status], "content": _json(refused)}
-            for status in sorted([*_ALWAYS, *more])
-        }
-        for status in ("429", "503"):
-            retry = {"schema": {"type": "integer"}, "description": "Seconds to wait"}
-            errors[status]["headers"] = {"Retry-After": retry}
+        errors = _errors([*_ALWAYS, *more], refused)
         paths[path] = {
             "post": {
                 "operationId": path.rsplit("/", 1)[-1],
@@ -69,6 +65,16 @@ def openapi(version: str) -> dict[str, Any]:
                 },
             }
         }
+    paths["/v1/campaigns"] = {
+        "get": {
+            "operationId": "campaigns",
+            "summary": "How far every campaign has got, and what its slots cost the feed",
+            "responses": {
+                "200": {"description": "Done", "content": _json(references[-2])},
+                **_errors([401, 429, 503], refused),
+            },
+        }
+    }
     for path, (summary, media) in _PLAIN.items():
         responses: dict[str, Any] = {"200": {"description": summary, "content": {media: {}}}}
         if path == "/readyz":
@@ -86,6 +92,18 @@ def openapi(version: str) -> dict[str, Any]:
         "components": {"schemas": components, "securitySchemes": {"apiKey": api_key}},
         "security": [{}, {"apiKey": []}],
     }
+
+
+def _errors(statuses: Sequence[int], refused: dict[str, Any]) -> dict[str, Any]:
+    """What else may be answered; 429 and 503 say when to come back."""
+    errors: dict[str, Any] = {
+        str(status): {"description": _ERRORS[status], "content": _json(refused)}
+        for status in sorted(statuses)
+    }
+    for status in ("429", "503"):
+        retry = {"schema": {"type": "integer"}, "description": "Seconds to wait"}
+        errors[status]["headers"] = {"Retry-After": retry}
+    return errors
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 
@@ -12,20 +12,43 @@ import numpy as np
 from data.history import UserRequest
 from models.value import ValueFormula
 from serving.batching import Batcher, DeadlineExceeded
+from serving.campaign_desk import Bid, CampaignDesk
+from serving.campaigns import Campaign
 from serving.cursor import Cursor
+from serving.exact import Rows
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences
-from serving.feed import Candidates, Page, build_page
+from serving.feed import CAMPAIGN, Candidates, Page, build_page
 from serving.live import LiveBundle
 from serving.metrics import Metrics
+from serving.pacing import Traffic
 from serving.pipeline import RankedList, RankRequest
 from serving.plan import ValuePatch, patched_value
 from serving.rules import Audience
 from serving.schema import MAX_PAGE_SIZE
 from serving.slate import NO_PREFERENCES, SlatePreferences
+from serving.state import Store
+from serving.state.protocol import Id, Tally
+from serving.traffic_watch import TrafficWatch
 
 logger = logging.getLogger("shopreel.paging")
 #: A page that hard rules left short is built again from this many times as many candidates.
 GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignPreferences:
+    """``positions`` (from 0) of the slots of a page that campaigns may have; none switches them off."""
+
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= place < MAX_PAGE_SIZE for place in self.positions):
+            raise ValueError(f"positions={list(self.positions)} must lie within 0 … {MAX_PAGE_SIZE - 1}")
+        if len(set(self.positions)) < len(self.positions):
+            raise ValueError(f"positions={list(self.positions)} names a position twice")
+
+
+NO_CAMPAIGNS = CampaignPreferences(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +65,15 @@ class FeedSettings:
     slate: SlatePreferences = NO_PREFERENCES
     exploration: ExplorationPreferences = NO_EXPLORATION
     value: ValuePatch | None = None
+    campaigns: CampaignPreferences = NO_CAMPAIGNS
 
     def __post_init__(self) -> None:
         if not 1 <= self.page_size <= MAX_PAGE_SIZE:
             raise ValueError(f"page_size {self.page_size} must lie within 1 … {MAX_PAGE_SIZE}")
         if min(self.candidates, self.max_batch, self.max_queue) < 1:
             raise ValueError("candidates, max_batch and max_queue must be at least 1")
+        if both := set(self.campaigns.positions) & set(self.exploration.positions):
+            raise ValueError(f"slot {min(both)} cannot both explore and be a campaign's")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +81,37 @@ class Visit:
     """Who asks for which page: the user as the model reads one, the rules that apply, and the moment.
 
     ``size`` None is the usual page; ``deadline`` is on the clock of :func:`time.monotonic`; ``policy``
-    names what decides.
+    names what decides; ``traffic`` None is learned.
     """
 
+    user_id: Id
+    now_ms: int
     user: UserRequest
     audience: Audience
     place: Cursor
     size: int | None
     deadline: float
     policy: str
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MadePage:
-    """A page, and what it had to do without."""
+    """A page, what it had to do without, and what it counts for once it is handed out."""
 
     page: Page
     degraded: list[str]
+    tallies: list[Tally]
 
 
 class PageMaker:
     """Makes pages from whatever bundle it is given. Safe to call from several threads."""
 
-    def __init__(self, settings: FeedSettings, metrics: Metrics, secret: bytes) -> None:
+    def __init__(self, settings: FeedSettings, store: Store, metrics: Metrics, secret: bytes) -> None:
         """``secret`` makes exploration's dice unforeseeable; of ``settings`` the queue's bounds are used."""
         self._metrics = metrics
         self._secret = secret
+        self._desk = CampaignDesk(store)
         self._batcher: Batcher[RankRequest, RankedList] = Batcher(
             _rank_together,
             max_batch=settings.max_batch,
@@ -88,14 +119,24 @@ class PageMaker:
             observe=metrics.batch_size.observe,
         )
 
-    def make(self, live: LiveBundle, visit: Visit, settings: FeedSettings) -> MadePage:
+    def make(
+        self, live: LiveBundle, visit: Visit, settings: FeedSettings, campaigns: Mapping[str, Campaign]
+    ) -> MadePage:
         """The page; shorter than its size only when all that may be shown has been.
 
-        Raises :class:`serving.batching.QueueFull`.
+        ``campaigns`` may claim slots. Raises :class:`serving.batching.QueueFull`.
         """
         size = visit.size or settings.page_size
         audience = visit.audience
-        excluded = audience.excluded
+        bids: list[Bid] = []
+        extra: dict[str, Rows] = {}
+        if campaigns and settings.campaigns.positions:
+            with self._metrics.stage("campaigns"):
+                bids = self._desk.bids(
+                    live, campaigns, visit.user_id, audience.market, visit.now_ms, visit.traffic
+                )
+                if bids:
+                    extra[CAMPAIGN] = self._desk.candidates(bids)
         value = _value(live, settings.value, visit.policy)
         k = max(settings.candidates, size)
         while True:
@@ -103,26 +144,34 @@ class PageMaker:
                 request = RankRequest(
                     visit.user,
                     k=k,
-                    exclude_rows=excluded,
+                    exclude_rows=audience.excluded,
                     market=audience.market,
                     value=value,
                     deadline=visit.deadline,
+                    extra=extra,
                 )
                 ranked = self._rank(live, request, visit.deadline)
             with self._metrics.stage("page"):
+                candidates = _candidates(ranked)
                 page = build_page(
-                    _candidates(ranked),
+                    candidates,
                     size,
                     live.facts,
                     audience,
                     settings.slate,
                     settings.exploration,
                     self._dice(visit.place),
+                    self._desk.claims(bids, candidates),
+                    settings.campaigns.positions,
                 )
             if len(page.slots) == size or len(ranked.video_row) < k:
                 break
             k *= GROWTH
-        return MadePage(page, [*ranked.degraded, *(f"relaxed_{kind}" for kind in page.relaxed)])
+        tallies = self._desk.tallies(bids, page.slots, visit.user_id, visit.now_ms)
+        if campaigns:
+            tallies += TrafficWatch.tallies(audience.market, visit.now_ms)
+        degraded = [*ranked.degraded, *(f"relaxed_{kind}" for kind in page.relaxed)]
+        return MadePage(page, degraded, tallies)
 
     def close(self) -> None:
         """Answer what waits, then stop."""
@@ -161,4 +210,6 @@ def _value(live: LiveBundle, patch: ValuePatch | None, policy: str) -> ValueForm
 
 def _candidates(ranked: RankedList) -> Candidates:
     found_by = ranked.score if ranked.retrieval_score is None else ranked.retrieval_score
-    return Candidates(ranked.video_row, ranked.score, ranked.source, found_by, ranked.probabilities)
+    return Candidates(
+        ranked.video_row, ranked.score, ranked.source, found_by, ranked.probabilities, ranked.watch_ms
+    )

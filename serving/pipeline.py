@@ -54,6 +54,9 @@ class RankRequest:
     ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
     (None: the whole catalogue). ``value`` takes the place of the pipeline's own formula. Where ranking would
     not end by ``deadline``, on the clock of :func:`time.monotonic`, the tower's order is the answer.
+
+    ``extra`` names further candidates by source, scored beside those that are retrieved; rows that are
+    excluded, not eligible, unknown or found anyway are dropped.
     """
 
     user: UserRequest
@@ -64,15 +67,18 @@ class RankRequest:
     allowed_rows: Rows | None = None
     value: ValueFormula | None = None
     deadline: float = float("inf")
+    extra: Mapping[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
     """The answer to one request, best first, equal scores by row; shorter than ``k`` only for want of videos.
 
+    It is longer than ``k`` by those that ``extra`` alone brought in.
     ``source[i]`` says where ``video_row[i]`` came from. ``degraded`` names what failed on the way; empty
     when all went well. With a ranker ``score`` is the value, ``probabilities`` hold float32[K] per task and
-    ``retrieval_score`` the tower's. ``stages`` is filled only when asked for.
+    ``retrieval_score`` the tower's, ``watch_ms`` the predicted watch time, where it has that head.
+    ``stages`` is filled only when asked for.
     """
 
     video_row: Rows
@@ -82,6 +88,7 @@ class RankedList:
     stages: Mapping[Stage, Hits] = field(default_factory=dict)
     probabilities: Mapping[str, Vectors] = field(default_factory=dict)
     retrieval_score: Vectors | None = None
+    watch_ms: Vectors | None = None
 
 
 class Pipeline:
@@ -213,7 +220,7 @@ class Pipeline:
                 {Stage.exact: truth, Stage.index: found, Stage.feed: shown}
                 for truth, found, shown in zip(exact, index, feed, strict=True)
             ]
-        if self.bundle.ranker is None:
+        if self.bundle.ranker is None and not any(request.extra for request in requests):
             return [
                 RankedList(hits.video_row, hits.score, (TWO_TOWER,) * len(hits.video_row), stages=looked_at)
                 for hits, looked_at in zip(feed, seen, strict=True)
@@ -221,9 +228,12 @@ class Pipeline:
         answers = []
         deadline = min(request.deadline for request in requests)  # all of them are answered together
         for place, request in enumerate(requests):
-            answer = self._order(request, feed[place], deadline)
-            if stages:
-                free = answer if eligible is None else self._order(request, index[place], deadline)
+            found, source = self._joined(request, feed[place], user_BD[place], eligible)
+            answer = self._order(request, found, source, deadline)
+            if stages and self.bundle.ranker is None:
+                answer = replace(answer, stages=seen[place])
+            elif stages:
+                free = answer if eligible is None else self._order(request, index[place], {}, deadline)
                 cut = {
                     stage: Hits(hits.video_row[: request.k], hits.score[: request.k])
                     for stage, hits in seen[place].items()
@@ -234,11 +244,35 @@ class Pipeline:
             answers.append(answer)
         return answers
 
-    def _order(self, request: RankRequest, found: Hits, deadline: float) -> RankedList:
-        """The best of the candidates by the ranker's value; by the tower's where that fails or is late."""
+    def _joined(
+        self, request: RankRequest, found: Hits, user_D: Vectors, eligible: Mask | None
+    ) -> tuple[Hits, dict[int, str]]:
+        """What was found together with the request's further candidates, and the sources of these."""
+        source: dict[int, str] = {}
+        for name, extra in request.extra.items():
+            rows = extra[(extra > 0) & (extra < self.retriever.size)]
+            rows = np.setdiff1d(rows, np.concatenate([found.video_row, request.exclude_rows]))
+            if eligible is not None:
+                rows = rows[(rows < len(eligible)) & eligible[np.minimum(rows, len(eligible) - 1)]]
+            source |= {row: name for row in rows.tolist() if row not in source}
+        if not source:
+            return found, source
+        further = np.array(list(source), np.int64)
+        scores = pair_scores(self.retriever.vectors_of(further), user_D)
+        rows = np.concatenate([found.video_row, further])
+        return best_first(rows, np.concatenate([found.score, scores]), len(rows)), source
+
+    def _order(
+        self, request: RankRequest, found: Hits, source: Mapping[int, str], deadline: float
+    ) -> RankedList:
+        """The best of the candidates by the ranker's value; by the tower's without it, or where it fails or
+        is late. ``source`` names the further candidates; they stay, however they score.
+        """
         degraded: tuple[str, ...] = ()
         said = None
-        if self._ranking.fits(deadline):
+        if self.bundle.ranker is None:
+            pass
+        elif self._ranking.fits(deadline):
             try:
                 with self._stage("ranker"), self._ranking.measured():
                     said = self.predict(request.user, found.video_row, request.market, request.value)
@@ -248,11 +282,19 @@ class Pipeline:
         else:
             degraded = ("ranker_time",)
         value = found.score if said is None else said.value
-        best = np.lexsort((found.video_row, -value))[: request.k]
+        best = np.lexsort((found.video_row, -value))
+        if source:
+            further = np.isin(found.video_row[best], np.array(list(source), np.int64))
+            best = best[further | (np.cumsum(~further) <= request.k)]
+        else:
+            best = best[: request.k]
+        rows = found.video_row[best]
+        watch_ms = None if said is None else said.watch_ms
         return RankedList(
-            found.video_row[best], value[best], (TWO_TOWER,) * len(best), degraded,
+            rows, value[best], tuple(source.get(row, TWO_TOWER) for row in rows.tolist()), degraded,
             probabilities={} if said is None else {task: p[best] for task, p in said.probabilities.items()},
             retrieval_score=None if said is None else found.score[best],
+            watch_ms=None if watch_ms is None else watch_ms[best],
         )  # fmt: skip
 
     def _depth(self, request: RankRequest) -> int:

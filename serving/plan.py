@@ -1,4 +1,4 @@
-"""The plan: who is let in to what. One YAML or JSON file of cohorts, experiments and a holdout.
+"""The plan: who is let in to what. One YAML or JSON file of cohorts, experiments, a holdout and campaigns.
 
 See docs/serving.md for an example. Whatever makes no sense is refused with the path of the field.
 """
@@ -16,6 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import ConfigError
 from models.value import ValueFormula
+from serving.campaigns import Campaign
+from serving.campaigns import mistakes as mistakes_of
+from serving.pacing import Traffic
 from serving.schema import Id, Name
 
 #: Names that become columns of the served log and labels of metrics.
@@ -58,6 +61,7 @@ class Arm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     feed: Patch = {}
     slate: Patch = {}
     exploration: Patch = {}
+    campaigns: Patch = {}
 
     def changes(self) -> Iterator[str]:
         """The settings that differ, by path, such as ``slate.creator_cap``."""
@@ -71,7 +75,12 @@ class Arm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def patches(self) -> Mapping[str, Patch]:
         """The changed keys by section."""
-        return {"feed": self.feed, "slate": self.slate, "exploration": self.exploration}
+        return {
+            "feed": self.feed,
+            "slate": self.slate,
+            "exploration": self.exploration,
+            "campaigns": self.campaigns,
+        }
 
 
 class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,12 +99,18 @@ class Holdout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. ``salt`` goes into every assignment: another one deals all users anew."""
+    """The whole file. ``salt`` goes into every assignment: another one deals all users anew.
+
+    ``traffic`` are 24 weights, the pages of the hours of a UTC day, by which budgets are paced; None learns
+    them from the last week.
+    """
 
     salt: Annotated[str, Meta(min_length=1)] = "shopreel"
     cohorts: dict[Word, Cohort] = {}
     experiments: dict[Word, Experiment] = {}
     holdout: Holdout | None = None
+    campaigns: dict[Word, Campaign] = {}
+    traffic: list[float] | None = None
 
 
 NO_PLAN = Plan()
@@ -183,6 +198,25 @@ def _mistakes(plan: Plan) -> Iterator[tuple[str, str]]:
             if path in changed:
                 yield where, f"changes {path}, and so does {changed[path]}; make them arms of one experiment"
             changed[path] = name
+    yield from _campaign_mistakes(plan)
+
+
+def _campaign_mistakes(plan: Plan) -> Iterator[tuple[str, str]]:
+    currencies: dict[str, str] = {}
+    for name, campaign in plan.campaigns.items():
+        where = f"campaigns.{name}"
+        yield from ((f"{where}.{field}", message) for field, message in mistakes_of(campaign))
+        if campaign.cohort is not None and campaign.cohort not in plan.cohorts:
+            yield f"{where}.cohort", _no_such_cohort(campaign.cohort, plan)
+        if campaign.currency is not None:
+            other = currencies.setdefault("one", campaign.currency)
+            if campaign.currency != other:
+                yield f"{where}.currency", f"bids are compared as numbers: give all of them {other}"
+    if plan.traffic is not None:
+        try:
+            Traffic(tuple(plan.traffic))
+        except ValueError as error:
+            yield "traffic", str(error)
 
 
 def _no_such_cohort(name: str, plan: Plan) -> str:

@@ -6,17 +6,18 @@ the one in force where it is.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from data.errors import ShopreelError
+from data.errors import ConfigError, ShopreelError
 from serving.live import Deployment, LiveBundle
 from serving.metrics import Metrics
 from serving.paging import FeedSettings
-from serving.plan import read_plan
+from serving.plan import Plan, read_plan
 from serving.rollout import Arms, Rollout
+from serving.state.protocol import Id
 
 logger = logging.getLogger("shopreel.plan")
 
@@ -61,14 +62,17 @@ class PlanFollower:
         metrics: Metrics,
         *,
         poll_s: float,
+        missing: Callable[[Sequence[Id]], Sequence[Id]] = lambda video_ids: [],
     ) -> None:
         """Take the plan into force, raising where it is refused, then watch the file.
 
-        ``deploy`` starts serving from a folder of bundles.
+        ``deploy`` starts serving from a folder of bundles; ``missing`` names the videos that are not in the
+        catalogue being served.
         """
         self._path = Path(path)
         self._settings = settings
         self._deploy = deploy
+        self._missing = missing
         self._metrics = metrics
         self._poll_s = poll_s
         self._stamp = self._look_at_file()
@@ -108,6 +112,7 @@ class PlanFollower:
 
     def _load(self, known: Mapping[str, Deployment]) -> Running:
         rollout = Rollout(read_plan(self._path), self._settings)
+        self._look_for_videos(rollout.plan)
         wanted = {
             arm.bundles
             for experiment in rollout.plan.experiments.values()
@@ -124,6 +129,18 @@ class PlanFollower:
                     deployment.close()
             raise
         return Running(rollout, elsewhere)
+
+    def _look_for_videos(self, plan: Plan) -> None:
+        """Refuse a campaign that has nothing to show, and tell what others lack."""
+        for name, campaign in plan.campaigns.items():
+            missing = self._missing(campaign.videos)
+            if len(missing) == len(campaign.videos):
+                raise ConfigError(
+                    f"plan={self._path}: campaigns.{name}.videos: the bundle being served has none of them"
+                )
+            if missing:
+                told = ", ".join(map(str, missing))
+                logger.warning("campaign %s: the bundle being served lacks the videos %s", name, told)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._poll_s):

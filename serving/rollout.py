@@ -12,6 +12,8 @@ import msgspec
 
 from data.assignment import choose, within
 from data.errors import ConfigError
+from serving.campaigns import Campaign
+from serving.pacing import Traffic
 from serving.paging import FeedSettings
 from serving.plan import HOLDOUT, NO_PLAN, Arm, Experiment, Patch, Plan
 from serving.state.protocol import Id
@@ -67,6 +69,22 @@ class Rollout:
                 found[name] = choose(self._salt(name, experiment), user_id, weights)
         return found
 
+    def campaigns(self, user_id: Id, market: str | None) -> dict[str, Campaign]:
+        """The campaigns whose audience a user belongs to, in flight or not."""
+        holdout = self.plan.holdout
+        if holdout is not None and not holdout.campaigns and self.held_out(user_id):
+            return {}
+        return {
+            name: campaign
+            for name, campaign in self.plan.campaigns.items()
+            if campaign.cohort is None or self.in_cohort(campaign.cohort, user_id, market)
+        }
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """The traffic that budgets are paced by; None where it is learned."""
+        return None if self.plan.traffic is None else Traffic(tuple(self.plan.traffic))
+
     def bundles(self, arms: Arms) -> str | None:
         """The folder of bundles that serves these arms; None is the server's own."""
         return next((spec.bundles for _, spec in self._specs(arms) if spec.bundles is not None), None)
@@ -108,7 +126,7 @@ def patched_settings(settings: FeedSettings, arm: Arm, where: str) -> FeedSettin
     """
     if unknown := sorted(set(arm.feed) - set(_FEED)):
         raise ConfigError(f"{where}.feed: no key {unknown[0]}; an arm may change {', '.join(_FEED)}")
-    for section in ("slate", "exploration"):
+    for section in ("slate", "exploration", "campaigns"):
         patch = arm.patches()[section]
         if patch:
             changed = _patched(getattr(settings, section), patch, f"{where}.{section}")

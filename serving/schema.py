@@ -128,7 +128,10 @@ class ProductTag(Struct, frozen=True, kw_only=True):
 
 
 class FeedVideo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One slot of a page. ``propensity`` is the probability with which this video was put here."""
+    """One slot of a page. ``propensity`` is the probability with which this video was put here.
+
+    ``label`` is there on a campaign's slot, and is to be shown to the viewer.
+    """
 
     video_id: int | str
     position: int
@@ -138,6 +141,7 @@ class FeedVideo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     propensity: float
     campaign_id: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
     why: "Why | UnsetType" = UNSET
 
 

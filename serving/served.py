@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from data.vocabulary import Vocabulary
 from serving.catalogue import CatalogueFacts
 from serving.feed import Slot
 from serving.schema import ExplainResponse, FeedResponse, FeedVideo, Why
@@ -21,7 +22,10 @@ class ServedSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rank: int | None
     retrieval_score: float | None = None
     probabilities: dict[str, float] = {}
+    watch_ms: float | None = None
     campaign_id: str | None = None
+    label: str | None = None
+    displaced: "Displaced | None" = None
     rules: list[str] = []
 
     @property
@@ -34,6 +38,14 @@ class ServedSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             rules=self.rules,
             heads=self.probabilities,
         )
+
+
+class Displaced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a campaign's slot took from the page; see :class:`serving.feed.Cost`."""
+
+    video_id: Id | None
+    watch_ms: float | None
+    orders: float | None
 
 
 class ServedPage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,11 +74,14 @@ pack = msgspec.msgpack.Encoder().encode
 unpack = msgspec.msgpack.Decoder(ServedPage).decode
 
 
-def served_slots(video_ids: Sequence[Id], slots: Sequence[Slot]) -> list[ServedSlot]:
+def served_slots(catalogue: Vocabulary, slots: Sequence[Slot]) -> list[ServedSlot]:
     """The slots of a page under the ids of their videos."""
+    instead = [0 if slot.cost is None or slot.cost.row is None else slot.cost.row for slot in slots]
+    video_ids = catalogue.ids([slot.row for slot in slots]).to_pylist()
+    displaced_ids = catalogue.ids(instead).to_pylist()
     return [
         ServedSlot(
-            video_id=video_id,
+            video_id=video_ids[position],
             position=position,
             score=slot.score,
             source=slot.source,
@@ -74,10 +89,17 @@ def served_slots(video_ids: Sequence[Id], slots: Sequence[Slot]) -> list[ServedS
             rank=slot.rank,
             retrieval_score=slot.retrieval_score,
             probabilities=dict(slot.probabilities),
+            watch_ms=slot.watch_ms,
             campaign_id=slot.campaign_id,
+            label=slot.label,
+            displaced=None
+            if slot.cost is None
+            else Displaced(
+                video_id=displaced_ids[position], watch_ms=slot.cost.watch_ms, orders=slot.cost.orders
+            ),
             rules=list(slot.rules),
         )
-        for position, (video_id, slot) in enumerate(zip(video_ids, slots, strict=True))
+        for position, slot in enumerate(slots)
     ]
 
 
@@ -93,6 +115,7 @@ def response_of(page: ServedPage, rows: Sequence[int], facts: CatalogueFacts, cu
             source=slot.source,
             propensity=slot.propensity,
             campaign_id=msgspec.UNSET if slot.campaign_id is None else slot.campaign_id,
+            label=msgspec.UNSET if slot.label is None else slot.label,
         )
         for slot, row in zip(page.slots, rows, strict=True)
     ]

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from serving.plan_follower import PlanFollower
 from serving.server_config import LOG, NOW, Device, ServeConfig, Traces, moment_ms
 from serving.service import FeedService, wall_clock_ms
 from serving.state import Store, open_store
-from serving.state.protocol import StoreUnavailable
+from serving.state.protocol import Id, StoreUnavailable
 from serving.tracing import NoTracing, otlp_tracing
 from serving.warm import log_end_ms, rules_of_bundle, warm_store
 from serving.worker_processes import run_workers
@@ -106,7 +106,14 @@ def _service(
     plans = None
     if config.plan is not None:
         deploy = partial(_deploy, load, metrics, config.poll_s)
-        plans = PlanFollower(config.plan, settings, deploy, metrics, poll_s=config.poll_s)
+        plans = PlanFollower(
+            config.plan,
+            settings,
+            deploy,
+            metrics,
+            poll_s=config.poll_s,
+            missing=partial(_missing, deployment),
+        )
     service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms, plans=plans)
     stop = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
@@ -254,6 +261,11 @@ def _deploy(load: Callable[[Path], LiveBundle], metrics: Metrics, poll_s: float,
     deployment = Deployment(bundles, load, metrics, poll_s=poll_s)
     deployment.start()
     return deployment
+
+
+def _missing(deployment: Deployment, video_ids: Sequence[Id]) -> list[Id]:
+    """Those videos that the bundle being served now lacks."""
+    return deployment.live.missing(video_ids)
 
 
 def _device(device: Device) -> str:

@@ -9,7 +9,7 @@ from enum import Enum
 from data.errors import ConfigError
 from serving.app import HttpSettings
 from serving.exploration import ExplorationPreferences
-from serving.paging import FeedSettings
+from serving.paging import CampaignPreferences, FeedSettings
 from serving.schema import MAX_PAGE_SIZE
 from serving.slate import SlatePreferences
 from serving.state import Limits
@@ -101,6 +101,21 @@ class ExplorationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CampaignsConfig:
+    """The ``campaigns`` section."""
+
+    positions: list[int]
+
+    def preferences(self) -> CampaignPreferences:
+        """The same as the pages take it."""
+        return CampaignPreferences(tuple(sorted(self.positions)))
+
+    def __post_init__(self) -> None:
+        with _section("campaigns"):
+            self.preferences()
+
+
+@dataclass(kw_only=True, slots=True)
 class MemoryConfig:
     """The ``memory`` section: what the store keeps of users, and for how long."""
 
@@ -162,6 +177,7 @@ class ServeConfig:
     feed: FeedConfig
     slate: SlateConfig
     exploration: ExplorationConfig
+    campaigns: CampaignsConfig
     memory: MemoryConfig
     http: HttpConfig
 
@@ -178,6 +194,8 @@ class ServeConfig:
             raise ConfigError("cursor_secret needs at least 16 characters")
         if self.warm_from is None and (self.warm_until is not None or self.as_of == LOG):
             raise ConfigError("warm_until and as_of=log speak of a log: give warm_from=DATASET")
+        with _section("feed"):
+            self.feed_settings()
         for name in ("warm_until", "as_of"):
             value = getattr(self, name)
             if value is not None and value not in (NOW, LOG):
@@ -190,6 +208,7 @@ class ServeConfig:
             candidates=self.feed.candidates,
             slate=self.slate.preferences(),
             exploration=self.exploration.preferences(),
+            campaigns=self.campaigns.preferences(),
             max_batch=self.feed.max_batch,
             max_queue=self.feed.max_queue,
         )

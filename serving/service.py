@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from data.history import UserRequest
 from serving import showcase
+from serving.campaign_report import CampaignReporter
 from serving.cursor import CursorSigner
 from serving.exact import Rows, Vectors
 from serving.feeder import Feeder
@@ -67,13 +68,15 @@ class FeedService:
         self._store = store
         self._clock_ms = clock_ms
         self._sessions = Sessions(store, CursorSigner(secret))
+        self._plans: Plans = plans or FixedPlan(no_rollout(settings))
+        self._reporter = CampaignReporter(store)
         self._feeder = Feeder(
             store,
             self._sessions,
-            PageMaker(settings, metrics, secret),
+            PageMaker(settings, store, metrics, secret),
             metrics,
             clock_ms,
-            plans or FixedPlan(no_rollout(settings)),
+            self._plans,
         )
 
     def feed(self, request: FeedRequest, deadline: float = NEVER) -> bytes:
@@ -124,6 +127,12 @@ class FeedService:
         duplicates = len(new) - sum(new)
         self.metrics.duplicates.inc(duplicates)
         return encode(EventsResponse(accepted=sum(new), duplicates=duplicates))
+
+    def campaigns(self) -> bytes:
+        """How far every campaign of the plan has got."""
+        rollout = self._plans.running.rollout
+        live, now_ms = self.deployment.live, self._clock_ms()
+        return encode(self._reporter.report(live, rollout.plan.campaigns, rollout.traffic, now_ms))
 
     def showcase_users(self) -> bytes:
         """See :func:`serving.showcase.users`."""

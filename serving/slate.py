@@ -6,7 +6,7 @@ keeps all preferences. Where none does, preferences give way one after the other
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, floor
@@ -146,11 +146,12 @@ class Placed(NamedTuple):
 class Deck:
     """The candidates of one page, best first, and their traits as they are looked at."""
 
-    def __init__(self, rows_K: Rows, facts: CatalogueFacts) -> None:
+    def __init__(self, rows_K: Rows, facts: CatalogueFacts, without: Collection[int] = ()) -> None:
+        """``without`` are rows that are taken already."""
         self._rows_K = rows_K
         self._facts = facts
         self._traits: dict[int, Traits] = {}
-        self.left = list(range(len(rows_K)))
+        self.left = [index for index, row in enumerate(rows_K.tolist()) if row not in without]
 
     def traits(self, index: int) -> Traits:
         """Traits of the candidate at ``index``."""

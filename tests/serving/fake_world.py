@@ -22,7 +22,7 @@ from serving.exact import Rows, Vectors, best_first
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences
 from serving.live import LiveBundle
 from serving.metrics import Metrics
-from serving.paging import FeedSettings
+from serving.paging import NO_CAMPAIGNS, CampaignPreferences, FeedSettings
 from serving.pipeline import RankedList, RankRequest
 from serving.plan import Plan
 from serving.plan_follower import FixedPlan
@@ -91,10 +91,14 @@ def products_table(count: int) -> pa.Table:
 
 @dataclass
 class CircleRanker:
-    """Ranks by the circle. ``fail`` raises, ``gate`` holds every answer back until it is set."""
+    """Ranks by the circle. ``fail`` raises, ``gate`` holds every answer back until it is set.
+
+    With ``heads`` video v is predicted to be watched for v seconds and bought with probability v / 1000.
+    """
 
     facts: CatalogueFacts
     fail: bool = False
+    heads: bool = False
     formula: ValueFormula | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     histories: list[list[int]] = field(default_factory=list)
@@ -113,7 +117,7 @@ class CircleRanker:
             raise RuntimeError("the model is broken")
         with self.lock:
             self.histories += [request.user.history.video_row.tolist() for request in requests]
-        return [self._best(request, self.scores(request.user.user_row), "two_tower") for request in requests]
+        return [self._joined(request, self.scores(request.user.user_row)) for request in requests]
 
     def popular(self, request: RankRequest, reason: str) -> RankedList:
         by_number = -np.arange(self.facts.rows).astype(np.float32)
@@ -129,6 +133,24 @@ class CircleRanker:
         """The chance of a click falls with the distance on the circle."""
         value = self.score(user, rows)
         return Predictions({"click": 1 / (1 - value)}, None, None, value)
+
+    def _joined(self, request: RankRequest, scores: Vectors) -> RankedList:
+        """The best of the circle, and the request's further candidates among them."""
+        found = self._best(request, scores, "two_tower")
+        source = dict(zip(found.video_row.tolist(), found.source, strict=True))
+        eligible, excluded = self.facts.eligible(request.market), set(request.exclude_rows.tolist())
+        for name, extra in request.extra.items():
+            for row in extra.tolist():
+                if eligible[row] and row not in excluded:
+                    source.setdefault(row, name)
+        rows = np.array(list(source), np.int64)
+        hits = best_first(rows, scores[rows], len(rows))
+        names = tuple(source[row] for row in hits.video_row.tolist())
+        if not self.heads:
+            return RankedList(hits.video_row, hits.score, names)
+        number = hits.video_row.astype(np.float32)
+        heads = {"click": 1 / (1 - hits.score), "purchase": number / 1000}
+        return RankedList(hits.video_row, hits.score, names, probabilities=heads, watch_ms=1000 * number)
 
     def _best(self, request: RankRequest, scores: Vectors, source: str) -> RankedList:
         kept = self.facts.eligible(request.market).copy()
@@ -228,9 +250,10 @@ def make_world(
     exploration: ExplorationPreferences = NO_EXPLORATION,
     limits: Limits = LIMITS,
     plan: Plan | None = None,
+    campaigns: CampaignPreferences = NO_CAMPAIGNS,
     **settings: int,
 ) -> World:
     numbers = {"page_size": 10, "candidates": 50, "max_batch": 16, "max_queue": 256} | settings
-    feed = FeedSettings(slate=slate, exploration=exploration, **numbers)
+    feed = FeedSettings(slate=slate, exploration=exploration, campaigns=campaigns, **numbers)
     plans = None if plan is None else FixedPlan(Rollout(plan, feed))
     return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits, plans=plans)

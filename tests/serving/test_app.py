@@ -375,7 +375,8 @@ def test_a_body_that_trickles_in_is_given_up(client: TestClient, monkeypatch: py
 def test_the_openapi_document_describes_every_route(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        "/v1/feed", "/v1/score", "/v1/events", "/v1/explain", "/healthz", "/readyz", "/metrics",
+        "/v1/feed", "/v1/score", "/v1/events", "/v1/explain", "/v1/campaigns",
+        "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:

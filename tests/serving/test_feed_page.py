@@ -1,6 +1,7 @@
 """Building a page: hard rules always hold, preferences hold or say so, propensities are exact."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.catalogue import CatalogueFacts
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences, distribution, split_pool
-from serving.feed import Candidates, Page, Slot, build_page
+from serving.feed import CAMPAIGN, Candidates, Claim, Cost, Page, build_page
 from serving.rules import Audience
 from serving.slate import Relaxation, SlatePreferences, traits_of
 from tests.serving.fake_world import PLAIN, products_table, videos_table
@@ -33,10 +34,12 @@ def page_of(
     exploration: ExplorationPreferences = NO_EXPLORATION,
     audience: Audience = ANYBODY,
     seed: int = 0,
-    reserved: dict[int, Slot] | None = None,
+    claims: Sequence[Claim] = (),
+    positions: Sequence[int] = (),
 ) -> Page:
     dice = np.random.default_rng(seed)
-    return build_page(candidates(rows), size, FACTS, audience, slate, exploration, dice, reserved)
+    asked = candidates(rows)
+    return build_page(asked, size, FACTS, audience, slate, exploration, dice, claims, positions)
 
 
 def rows_of(page: Page) -> list[int]:
@@ -87,8 +90,11 @@ def forbidden(row: int, audience: Audience) -> bool:
     )
 
 
+CLAIMS = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=4), max_size=3)
+
+
 @settings(max_examples=150)
-@given(ROWS, st.integers(1, 20), SLATES, EXPLORATIONS, AUDIENCES, st.integers(0, 9))
+@given(ROWS, st.integers(1, 20), SLATES, EXPLORATIONS, AUDIENCES, st.integers(0, 9), CLAIMS)
 def test_every_page_keeps_every_promise(
     rows: list[int],
     size: int,
@@ -96,8 +102,13 @@ def test_every_page_keeps_every_promise(
     exploration: ExplorationPreferences,
     audience: Audience,
     seed: int,
+    claimed: list[list[int]],
 ) -> None:
-    page = page_of(rows, size, slate, exploration, audience, seed)
+    claims = [
+        Claim(f"c{number}", "Ad", tuple(at for at in choices if at < len(rows)))
+        for number, choices in enumerate(claimed)
+    ]
+    page = page_of(rows, size, slate, exploration, audience, seed, claims, (0, 6))
     shown = rows_of(page)
     allowed = [row for row in rows if not forbidden(row, audience)]
     # hard rules, always; and a page is short only when nothing is left
@@ -108,7 +119,7 @@ def test_every_page_keeps_every_promise(
     assert bool(page.refused) == (len(allowed) < len(rows))
     # preferences, or a word about which gave way
     relaxed = set(page.relaxed)
-    assert relaxed == {rule for slot in page.slots for rule in slot.rules if rule != "exploration"}
+    assert relaxed == {rule for slot in page.slots for rule in slot.rules} - {"exploration", "campaign"}
     used: dict[Relaxation, Counter[int]] = {kind: Counter() for kind in slate.caps()}
     shopping = 0
     for row in shown:
@@ -124,10 +135,19 @@ def test_every_page_keeps_every_promise(
         assert Relaxation.max_shopping_share.value in relaxed
     if len(shown) == size and shopping < min(most, np.ceil(slate.min_shopping_share * size - 1e-9)):
         assert Relaxation.min_shopping_share.value in relaxed
+    # campaigns: each once at most, with one of its own videos, and nothing gave way for it
+    paid = [slot for slot in page.slots if slot.campaign_id is not None]
+    assert len({slot.campaign_id for slot in paid}) == len(paid) <= 2
+    for slot in paid:
+        choices = next(claim.choices for claim in claims if claim.campaign_id == slot.campaign_id)
+        assert slot.row in [rows[at] for at in choices]
+        assert slot.rules == ("campaign",)
+        assert slot.cost is not None
     # propensities: 1 for what was placed by score, a probability for what was drawn
     for position, slot in enumerate(page.slots):
         assert (slot.source == "exploration") == ("exploration" in slot.rules)
         assert slot.propensity == 1.0 or slot.source == "exploration"
+        assert (slot.campaign_id is not None) == (slot.source == CAMPAIGN) == ("campaign" in slot.rules)
         assert 0.0 < slot.propensity <= 1.0
         if slot.source == "exploration" and len(shown) == size:
             assert position in exploration.positions
@@ -212,8 +232,77 @@ def test_sub_pools_share_nothing(videos: list[tuple[bool, list[int]]], wants: li
         assert want is None or all(videos[index][0] == want for index in pool)
 
 
-def test_reserved_slots_stand_where_they_belong_and_count_towards_caps() -> None:
-    campaign = Slot(row=8, score=0.0, source="campaign", propensity=1.0, rank=None, campaign_id="c1")
-    page = page_of([1, 15, 8, 2, 3], 4, replace(PLAIN, creator_cap=2, lookahead=60), reserved={1: campaign})
+def claim(name: str, *choices: int) -> Claim:
+    return Claim(name, "Sponsored", choices)
+
+
+def test_campaigns_stand_where_they_belong_and_count_towards_caps() -> None:
+    rows = [1, 15, 8, 2, 3]
+    capped = replace(PLAIN, creator_cap=2, lookahead=60)
+    page = page_of(rows, 4, capped, claims=[claim("c1", 2)], positions=[1])
     assert rows_of(page) == [1, 8, 2, 3]  # 15 would be the third of creator 1
-    assert page.slots[1].campaign_id == "c1"
+    slot = page.slots[1]
+    assert (slot.campaign_id, slot.label, slot.source, slot.propensity) == ("c1", "Sponsored", CAMPAIGN, 1.0)
+    assert [slot.rank for slot in page.slots] == [0, 2, 3, 4]
+    # 1, 15, 2, 3 would have stood there: 15 had to go
+    assert slot.cost == Cost(15, None, None)
+
+
+def test_nothing_gives_way_for_a_campaign() -> None:
+    hidden = Audience(hidden_creators=np.array([2]))  # creator 1 mod 7
+    strict = replace(PLAIN, creator_cap=1, lookahead=60)
+    # 8 is hidden, 2 and 9 share a creator: the second campaign has nothing that may stand beside the first
+    claims = [claim("a", 1, 3), claim("b", 5)]
+    page = page_of([1, 8, 15, 2, 3, 9], 3, strict, audience=hidden, claims=claims, positions=[0, 1])
+    assert rows_of(page) == [2, 3, 9]
+    assert [slot.campaign_id for slot in page.slots] == ["a", None, None]
+    assert page.relaxed == ["creator_cap"]
+    assert page.slots[2].rules == ("creator_cap",)  # for want of anything else, not for the campaign
+
+
+def test_a_campaigns_own_videos_have_no_other_place() -> None:
+    asked = candidates([7, 3, 9, 1])
+    asked = replace(asked, source=("two_tower", CAMPAIGN, CAMPAIGN, "two_tower"))
+    dice = np.random.default_rng(0)
+    page = build_page(asked, 4, FACTS, ANYBODY, PLAIN, NO_EXPLORATION, dice, [claim("c", 2, 1)], [3])
+    assert rows_of(page) == [7, 1, 9]  # 9 is what its campaign would rather show than 3
+    assert page.admitted == 2
+    assert page.slots[2].cost == Cost(None, None, None)  # nothing else could have stood there
+
+
+def test_the_cost_of_a_slot_is_what_it_displaced() -> None:
+    asked = replace(
+        candidates([7, 3, 9, 1]),
+        watch_ms=np.array([9_000, 8_000, 7_000, 500], np.float32),
+        probabilities={"purchase": np.array([0.5, 0.25, 0.125, 0.0], np.float32)},
+    )
+    dice = np.random.default_rng(0)
+    page = build_page(asked, 2, FACTS, ANYBODY, PLAIN, NO_EXPLORATION, dice, [claim("c", 3)], [0])
+    assert rows_of(page) == [1, 7]
+    assert page.slots[0].cost == Cost(3, 7_500.0, 0.25)
+    same = build_page(asked, 2, FACTS, ANYBODY, PLAIN, NO_EXPLORATION, dice, [claim("c", 0)], [0])
+    assert rows_of(same) == [7, 3]
+    assert same.slots[0].cost == Cost(None, 0.0, 0.0)  # it would have stood there anyway
+
+
+def test_propensities_are_exact_with_campaigns_on() -> None:
+    exploration = ExplorationPreferences((1, 4), 12, 0.4, 1.0)
+    slate = SlatePreferences(2, 2, 2, 1, 0.2, 1.0, 60)
+    rows = list(range(1, 40))
+    claims = [claim("a", 12, 3), claim("b", 20)]
+    draws = 4_000
+    seen: Counter[tuple[int, int]] = Counter()
+    stated: dict[tuple[int, int], float] = {}
+    for seed in range(draws):
+        page = page_of(rows, 6, slate, exploration, seed=seed, claims=claims, positions=[2, 3])
+        assert [slot.campaign_id for slot in page.slots] == [None, None, "a", "b", None, None]
+        for position, slot in enumerate(page.slots):
+            seen[position, slot.row] += 1
+            assert stated.setdefault((position, slot.row), slot.propensity) == slot.propensity
+    for (position, row), count in seen.items():
+        p = stated[position, row]
+        assert abs(count / draws - p) < 4.5 * np.sqrt(p * (1 - p) / draws) + 1e-9, (position, row)
+    for position in range(6):
+        total = sum(p for (at, _), p in stated.items() if at == position)
+        assert total == pytest.approx(1.0, abs=0.01)
+    assert len(seen) > 12
