@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 
 from shopreel import main
+from tests.evaluation.market import Pipeline
+from tests.evaluation.test_experiment import served
 from tests.evaluation.worlds import run_table, truth_table, write
 
 GAINS = {f"r{r}": {r: 1.0, 1000 + r: 1.0} for r in range(60)}
@@ -184,6 +186,54 @@ def test_mlflow_missing_is_said_before_any_work(
     assert main(["evaluate", f"run={replay}", f"out={tmp_path / 'out'}", "mlflow.uri=file:///x"]) == 2
     assert "pip install mlflow" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+#: Refuses to import what a machine that only evaluates does not have.
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchrec", "fbgemm_gpu", "faiss", "models", "sklearn"}:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Absent())
+from shopreel import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_evaluation_runs_where_torch_is_not_installed(tmp_path: Path) -> None:
+    """Runs, a baseline, predictions, an experiment and a log with propensities, through the command."""
+    new = Pipeline(users=200).write(tmp_path / "new")
+    old = Pipeline(users=200, ranker_noise=2.0).write(tmp_path / "old")
+    random = np.random.default_rng(0)
+    rows = {
+        "user_id": np.arange(2000) % 200,
+        "p_click": random.random(2000),
+        "label_click": random.random(2000) < 0.4,
+    }
+    predictions = write(pa.table(rows), tmp_path / "predictions.parquet")
+    served_log = write(pa.table(served(600, 0, lift=0.2)), tmp_path / "served.parquet")
+    half = np.full(2000, 0.5)
+    bandit = {"user_id": rows["user_id"], "video_id": np.arange(2000) % 2, "click": rows["label_click"]}
+    bandit |= {"propensity": half, "target_propensity": half}
+    bandit_log = write(pa.table(bandit), tmp_path / "bandit.parquet")
+    found = {}
+    for name, options in {
+        "served": [f"run={new}", f"baseline={old}", f"predictions={predictions}", f"log={served_log}"],
+        "bandit": [f"log={bandit_log}"],
+    }.items():
+        out = tmp_path / name
+        command = [sys.executable, "-c", BLOCKED, "evaluate", *options, f"out={out}", "replicates=100"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((out / "report.json").read_text())
+    assert "ndcg@20" in found["served"]["metrics"]
+    assert "auc/click" in found["served"]["metrics"]
+    assert found["served"]["experiment"]
+    assert set(found["bandit"]["off_policy"]["estimates"]) == {"ips", "snips"}
 
 
 def test_evaluation_never_imports_torch_or_models() -> None:
