@@ -36,6 +36,7 @@ class Batch:
     surface_BS: np.ndarray
     target_window_P: np.ndarray
     target_position_P: np.ndarray
+    target_time_ms_P: np.ndarray
     target_video_P: np.ndarray
     target_weight_P: np.ndarray
     video_rows: np.ndarray
@@ -139,12 +140,13 @@ class SequenceLoader:
             self._cached = (shard, Sequences.read(self.prepared.shards[shard]))
         sequences = self._cached[1]
         keep, weight = self._positives(sequences)
+        time_ms = sequences.examples["example_time_ms"][keep].astype(np.int64)
         row = sequences.example_rows()[keep]
         known = sequences.examples["example_history_end"][keep].astype(np.int64)
         if not self.ordered:
             sequences, known = _shuffled(sequences, keep, row, generator)
         video = sequences.examples["example_video"][keep].astype(np.int64)
-        return sequences, cut_windows(sequences, row, known, video, weight, self.max_steps)
+        return sequences, cut_windows(sequences, row, known, video, weight, time_ms, self.max_steps)
 
     def _groups(self, windows: Windows, generator: np.random.Generator) -> list[np.ndarray]:
         """Windows of this rank, batched by similar length under the token budget, batches shuffled.
@@ -196,6 +198,7 @@ class SequenceLoader:
             surface_BS=step["step_surface"],
             target_window_P=np.repeat(np.arange(len(chosen)), counts),
             target_position_P=windows.position[targets],
+            target_time_ms_P=windows.time_ms[targets],
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0),
             video_rows=self.population,

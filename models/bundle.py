@@ -5,7 +5,7 @@
     manifest.json       facts, checksums, name          models.manifest
     prepared/           id maps, feature spec, encoded videos and users (no sequences)
     two_tower/          weights and shape               models.portable
-    video_vectors.npy   float32[N + 1, D]               models.inference.embed_catalogue
+    video_vectors.npy   float32[N + 1, D + K]           models.inference: embed_catalogue, with_trend
     videos.arrow        the raw table, row r = catalogue row r, row 0 null
     products.arrow      the raw table, where the dataset has one
     popularity.arrow    market, video_row, count        what is shown when the model cannot answer
@@ -135,9 +135,9 @@ def open_encoder(
     tower = load_two_tower(model, device)
     if read_json(model / "model.json").get("spec_hash") != prepared.spec.hash:
         raise ContractError(f"{model}/model.json: trained for another feature spec; train and publish again")
-    if vectors.shape[1] != tower.shape.dim:
+    if vectors.shape[1] != tower.shape.width:
         raise ContractError(
-            f"{model}: a model of {tower.shape.dim} dimensions, video_vectors.npy has {vectors.shape[1]}; "
+            f"{model}: a model of {tower.shape.width} dimensions, video_vectors.npy has {vectors.shape[1]}; "
             "publish again"
         )
     return UserEncoder(tower, prepared.user_table, vectors, device)

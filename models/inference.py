@@ -18,7 +18,7 @@ from models.two_tower import TwoTower
 
 @torch.inference_mode()
 def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 8192) -> np.ndarray:
-    """Final vectors float32 ``[N + 1, D]``; row r is catalogue row r, row 0 the unknown video."""
+    """Vectors float32 ``[N + 1, D]`` without a trend; row r is catalogue row r, row 0 the unknown video."""
     device = next(model.parameters()).device
     parts = []
     for start in range(0, video_table.num_rows, batch):
@@ -26,6 +26,13 @@ def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 819
         features = FeatureBatch.of(video_table.take(rows)).to(device)
         parts.append(model.encode_videos(features).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, model.shape.dim), np.float32)
+
+
+def with_trend(video_ND: np.ndarray, trend_NK: np.ndarray | None) -> np.ndarray:
+    """Final vectors ``[N + 1, D + K]``: the learnt ones beside ``data.trend``'s features of the same rows."""
+    if trend_NK is None:
+        return video_ND
+    return np.concatenate([video_ND, trend_NK.astype(np.float32)], axis=1)
 
 
 def collate_steps(histories: Sequence[UserHistory], max_steps: int) -> Steps:
@@ -57,19 +64,23 @@ class UserEncoder:
     def __init__(
         self, model: TwoTower, user_table: EncodedTable, video_vectors: np.ndarray, device: str = "cpu"
     ) -> None:
-        """``video_vectors`` are :func:`embed_catalogue`'s ``[N + 1, D]``: history steps read them."""
+        """``video_vectors`` ``[N + 1, ≥ D]``: history steps read :func:`embed_catalogue`'s D dimensions."""
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.user_table = user_table
-        self.video_ND = torch.from_numpy(np.asarray(video_vectors, np.float32)).to(self.device)
+        learnt_ND = np.asarray(video_vectors, np.float32)[:, : model.shape.dim]
+        self.video_ND = torch.from_numpy(learnt_ND).to(self.device)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[UserRequest]) -> np.ndarray:
-        """Final user vectors float32 ``[B, D]``; an unknown user without history gets the default."""
+        """Final user vectors float32 ``[B, D + K]``; an unknown user without history gets the default."""
         if not requests:
-            return np.zeros((0, self.model.shape.dim), np.float32)
+            return np.zeros((0, self.model.shape.width), np.float32)
         steps = collate_steps([request.history for request in requests], self.model.shape.max_steps)
         rows = np.array([request.user_row for request in requests], np.int64)
         features = FeatureBatch.of(self.user_table.take(rows)).to(self.device)
-        user_BD = self.model.encode_users(steps.to(self.device), self.video_ND, features)
+        time_ms_B = torch.tensor([request.time_ms for request in requests], dtype=torch.int64)
+        user_BD = self.model.encode_users(
+            steps.to(self.device), self.video_ND, features, time_ms_B.to(self.device)
+        )
         return user_BD.float().cpu().numpy()

@@ -1,6 +1,10 @@
 """The two-tower retrieval model: users and videos in one space, compared by ``models.similarity``.
 
-Axes: B users, S history steps, N videos, P positives, D dimensions.
+Axes: B users, S history steps, N videos, P positives, D dimensions, K trend features.
+
+A final vector has D + K dimensions: D that the towers learn, and K that hold the trend, how much the
+video was shown lately (``data.trend``), with the user's weights for it on the other side. The trend needs
+no training to move, and the score stays one inner product. History steps read the first D alone.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embeddings import FeatureBatch, PlainTables, TablesFactory
+from models.embeddings import INITIAL_STD, FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
-from models.sequence import HistoryEncoder, Steps
+from models.sequence import GAP_BUCKETS, HistoryEncoder, Steps, log_bucket
 from models.similarity import Similarity, finish
 from models.towers import UserToken, VideoTower
 
@@ -23,6 +27,7 @@ class TwoTowerShape:
 
     ``video_rows`` / ``user_rows`` are embedding-table rows per bag feature, ``*_dense`` the widths of
     dense features, all derived from the ``FeatureSpec``. ``max_steps`` is the longest history read.
+    ``trend`` is K, 0 where days mean nothing.
     """
 
     video_rows: dict[str, int]
@@ -39,6 +44,12 @@ class TwoTowerShape:
     use_time: bool
     use_position: bool
     similarity: Similarity
+    trend: int = 0
+
+    @property
+    def width(self) -> int:
+        """Dimensions of final vectors, D + K."""
+        return self.dim + self.trend
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of :meth:`from_json`."""
@@ -66,32 +77,60 @@ class TwoTower(nn.Module):
             block=shape.block, max_steps=shape.max_steps, surfaces=shape.surfaces, use_time=shape.use_time,
             use_position=shape.use_position,
         )  # fmt: skip
+        self.request_gap = nn.Embedding(GAP_BUCKETS, dim) if shape.use_time else None
+        if self.request_gap is not None:
+            nn.init.normal_(self.request_gap.weight, std=INITIAL_STD)
         self.user_out = nn.Linear(dim, dim)
+        self.trend_out = nn.Linear(dim, shape.trend) if shape.trend else None
+        if self.trend_out is not None:
+            # everybody starts as a follower of what is shown, half-lives alike
+            nn.init.zeros_(self.trend_out.weight)
+            nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
         # scores of the loss are divided by this; it never changes an order
         self.log_temperature = nn.Parameter(
             torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0)
         )
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
-        """Final video vectors ``[N, D]``."""
+        """Final video vectors without their trend, ``[N, D]``."""
         return finish(self.video_tower(features), self.shape.similarity)
 
-    def encode_users(self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch) -> Tensor:
-        """Final user vectors ``[B, D]`` at the end of each history (row ``length`` of the states)."""
+    def encode_users(
+        self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch, time_ms_B: Tensor
+    ) -> Tensor:
+        """Final user vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``."""
         states_BSD = self.encode_states(steps, video_ND, user_features)
         row = torch.arange(states_BSD.shape[0], device=states_BSD.device)
-        return self.finish_users(states_BSD[row, steps.length_B])
+        return self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
 
     def encode_states(self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch) -> Tensor:
         """States ``[B, S + 1, D]``: position h knows the user and the first h steps."""
         states: Tensor = self.history(steps, video_ND, self.user_token(user_features))
         return states
 
-    def finish_users(self, state_PD: Tensor) -> Tensor:
-        """Final user vectors of chosen states ``[P, D]``."""
-        return finish(state_PD + self.user_out(F.gelu(state_PD)), self.shape.similarity)
+    def finish_users(
+        self, states_BSD: Tensor, steps: Steps, row_P: Tensor, position_P: Tensor, time_ms_P: Tensor
+    ) -> Tensor:
+        """Final user vectors ``[P, D + K]`` of states by row and position, asked for at ``time_ms_P``."""
+        state_PD = states_BSD[row_P, position_P]
+        if self.request_gap is not None:
+            state_PD = state_PD + self.request_gap(_request_gap(steps, row_P, position_P, time_ms_P))
+        user_PD = finish(state_PD + self.user_out(F.gelu(state_PD)), self.shape.similarity)
+        if self.trend_out is None:
+            return user_PD
+        # the loss divides scores by the temperature; the trend is to act on what comes after
+        return torch.cat([user_PD, self.trend_out(state_PD) * self.temperature], dim=1)
 
     @property
     def temperature(self) -> Tensor:
         """Positive scalar; clamped so that a runaway cannot overflow the softmax."""
         return self.log_temperature.clamp(-5.0, 3.0).exp()
+
+
+def _request_gap(steps: Steps, row_P: Tensor, position_P: Tensor, time_ms_P: Tensor) -> Tensor:
+    """Bucket of the seconds from the last known step to the request; unknown without a step."""
+    if steps.time_ms_BS.shape[1] == 0:
+        return torch.zeros_like(position_P)
+    last_ms_P = steps.time_ms_BS[row_P, (position_P - 1).clamp_min(0)]
+    gap_s_P = (time_ms_P - last_ms_P).clamp_min(0) // 1000
+    return log_bucket(torch.where(position_P > 0, gap_s_P, -1), GAP_BUCKETS)

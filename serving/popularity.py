@@ -43,7 +43,7 @@ def count_positives(
     A positive is an impression with one of ``labels`` true, or an action named so; without ``labels``
     every impression. In a log whose times are not real every window is the whole history.
     """
-    end_ms = _end_ms(session, dataset, split, rank)
+    end_ms = knowledge_end_ms(session, dataset, split, rank)
     real = dataset.info.real_time and dataset.info.ordered and end_ms is not None
     positives = _events(session, dataset, split, rank, labels)
     actions = _actions(session, dataset, end_ms, labels)
@@ -91,7 +91,7 @@ def _sum(row: Rows, count: Counts, size: int) -> Counts:
 
 
 def _events(session: Session, dataset: Dataset, split: Split, rank: int, labels: Sequence[str]) -> ir.Table:
-    events = _before(session, dataset, split, rank)
+    events = events_before(session, dataset, split, rank)
     if labels:
         present = [events[label].fill_null(False) for label in labels if label in events.columns]
         events = events.filter(ibis.or_(*present) if present else ibis.literal(False))
@@ -109,7 +109,8 @@ def _actions(
     return actions.select("video_id", market=ibis.null("string"), time=actions.action_time)
 
 
-def _before(session: Session, dataset: Dataset, split: Split, rank: int) -> ir.Table:
+def events_before(session: Session, dataset: Dataset, split: Split, rank: int) -> ir.Table:
+    """Impressions before the split of ``rank``; all of them for rank 3."""
     events = session.parquet(dataset.files("events"))
     if rank == len(SPLITS):
         return events
@@ -118,11 +119,11 @@ def _before(session: Session, dataset: Dataset, split: Split, rank: int) -> ir.T
     return events.filter(events.event_time < _moment(split.begin_ms(rank)))
 
 
-def _end_ms(session: Session, dataset: Dataset, split: Split, rank: int) -> int | None:
-    """Where the windows end: the split's first moment, or after the last event; None without any event."""
+def knowledge_end_ms(session: Session, dataset: Dataset, split: Split, rank: int) -> int | None:
+    """Where what is known ends: the split's first moment, or after the last event; None without any event."""
     if split.mode is SplitMode.time and rank < len(SPLITS):
         return split.begin_ms(rank)
-    events = _before(session, dataset, split, rank)
+    events = events_before(session, dataset, split, rank)
     last = session.table(events.aggregate(last=events.event_time.max()))["last"]
     moment = last.cast(pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())[0].as_py()
     return None if moment is None else int(moment) + 1

@@ -40,7 +40,7 @@ from models.bundle import (
     write_arrow,
     write_parts,
 )
-from models.inference import embed_catalogue
+from models.inference import embed_catalogue, with_trend
 from models.manifest import MANIFEST, Manifest, is_bundle_name
 from models.portable import load_two_tower
 from serving.collapse import CollapseReport, collapse_report
@@ -49,10 +49,11 @@ from serving.golden import GOLDEN_FILE, check_golden, record_golden
 from serving.index_choice import build_index, choices
 from serving.pipeline import Pipeline, RankRequest
 from serving.popularity import count_positives, most_popular
-from serving.publish_config import PublishConfig
+from serving.publish_config import AsOf, PublishConfig
 from serving.refresh import refreshed
 from serving.sampling import SampledUsers, sample_users
 from serving.trained_run import TrainedRun, open_run
+from serving.trend import count_trend
 
 CONFIG = PublishConfig
 #: List length of the collapse report and of golden requests: about one page of a feed.
@@ -137,7 +138,10 @@ def _fill(
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     device = config.device.value
     model = load_two_tower(trained.model, device)
+    as_of = config.as_of if prepared is trained.prepared else AsOf.end
     vectors_ND = embed_catalogue(model, prepared.video_table)
+    if model.shape.trend:
+        vectors_ND = with_trend(vectors_ND, _trend(config, dataset, prepared, as_of))
     _refuse_broken(vectors_ND, "video", trained)
     say(f"publish: {len(vectors_ND) - 1:,} videos in {vectors_ND.shape[1]} dimensions")
     sample = sample_users(
@@ -156,12 +160,15 @@ def _fill(
         directory, prepared=prepared, model=trained.model, vectors=vectors_ND,
         videos=_videos(dataset, prepared),
         products=dataset.read("products") if dataset.has("products") else None,
-        popularity=_popularity(config, trained, dataset, prepared),
+        popularity=_popularity(config, dataset, prepared, as_of),
         ranker=None if ranker is None else ranker.model,
     )  # fmt: skip
     info = dataset.info
     facts = {
-        "models": {"two_tower": trained.facts(similarity=model.shape.similarity.value, dim=model.shape.dim)}
+        "models": {"two_tower": trained.facts(
+            similarity=model.shape.similarity.value, dim=model.shape.dim, trend=model.shape.trend,
+            as_of=as_of.value,
+        )}
         | ({} if ranker is None else {"ranker": ranker.facts()}),
         "features": feature_hashes(prepared),
         "catalogue": {"videos": len(prepared.catalogue) - 1, "users": len(prepared.users) - 1},
@@ -224,15 +231,25 @@ def _golden_requests(config: PublishConfig, sample: SampledUsers) -> list[RankRe
     return [RankRequest(new, PAGE, rules=False), *known][: config.golden_requests]
 
 
+def _rank(as_of: AsOf) -> int:
+    return len(SPLITS) if as_of is AsOf.end else SPLITS.index(as_of.value)
+
+
+def _trend(config: PublishConfig, dataset: Dataset, prepared: Prepared, as_of: AsOf) -> Vectors:
+    with open_engine(Engine.duckdb, memory_limit_gb=config.memory_limit_gb) as session:
+        split = HeldOutRules.of(prepared.manifest).split
+        return count_trend(session, dataset, prepared.catalogue, split=split, rank=_rank(as_of))
+
+
 def _popularity(
-    config: PublishConfig, trained: TrainedRun, dataset: Dataset, prepared: Prepared
+    config: PublishConfig, dataset: Dataset, prepared: Prepared, as_of: AsOf
 ) -> dict[str, Popularity]:
-    """Most liked videos by market up to the end of training; of another dataset, up to its end."""
-    rank = 1 if prepared is trained.prepared else len(SPLITS)
+    """Most liked videos by market as far as the bundle's knowledge goes."""
     days = config.popularity_days
     with open_engine(Engine.duckdb, memory_limit_gb=config.memory_limit_gb) as session:
         counts = count_positives(
-            session, dataset, prepared.catalogue, split=HeldOutRules.of(prepared.manifest).split, rank=rank,
+            session, dataset, prepared.catalogue, split=HeldOutRules.of(prepared.manifest).split,
+            rank=_rank(as_of),
             labels=[task for task in prepared.tasks if task != "hide"], days=[days],
         )  # fmt: skip
     return {market: most_popular(count) for market, count in counts[days].items()}

@@ -15,6 +15,14 @@ class Kind(Enum):
     ivf = "ivf"
 
 
+class AsOf(Enum):
+    """Where a bundle's knowledge of the log ends."""
+
+    validation = "validation"
+    test = "test"
+    end = "end"
+
+
 class Device(Enum):
     """Where to compute."""
 
@@ -48,6 +56,7 @@ class PublishConfig:
     dataset: str
     out: str
     activate: bool
+    as_of: AsOf
     allow_other_dataset: bool
     device: Device
     memory_limit_gb: float

@@ -32,7 +32,8 @@ KEPT_BEFORE = 1
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands: JSON values only. ``stopped`` says why it ended: ``patience``, ``epochs``,
+    """Where a run stands: JSON values only. ``plateaus`` counts whole epochs that were no better than
+    ``best_whole``, the best whole epoch before. ``stopped`` says why it ended: ``patience``, ``epochs``,
     ``time``, or nothing while it has not. ``log_lines`` are the lines of metrics.jsonl so far.
     """
 
@@ -45,6 +46,8 @@ class Progress:
     best_epoch: int = -1
     best_step: int = -1
     stale_epochs: int = 0
+    plateaus: int = 0
+    best_whole: float | None = None
     stopped: str = ""
     log_lines: int = 0
 

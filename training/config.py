@@ -78,6 +78,7 @@ class TwoTowerConfig(ModelConfig):
     tokens: int = MISSING
     max_epochs: int = MISSING
     patience: int = MISSING
+    plateau_factor: float = MISSING
     target: TargetConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     validation: ValidationConfig = MISSING
@@ -87,6 +88,8 @@ class TwoTowerConfig(ModelConfig):
             raise ValueError(f"model.dim={self.dim} must be a multiple of model.heads={self.heads}")
         if not 0 <= self.dropout < 1 or not 0 <= self.id_dropout < 1:
             raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
+        if not 0 < self.plateau_factor <= 1:
+            raise ValueError(f"model.plateau_factor={self.plateau_factor} must lie in (0, 1]")
         for key in ("dim", "heads", "max_steps", "tokens", "max_epochs", "patience"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")

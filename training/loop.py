@@ -31,7 +31,10 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """When to stop, save and log, how fast to start. ``max_seconds`` counts over resumed sessions."""
+    """When to stop, save and log, how fast to start. ``max_seconds`` counts over resumed sessions.
+
+    After each epoch without a better validation the learning rate is multiplied by ``plateau_factor``.
+    """
 
     max_epochs: int
     max_seconds: float
@@ -40,6 +43,7 @@ class Budget:
     log_steps: int
     warmup_steps: int
     clip_norm: float
+    plateau_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,11 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
         shown = "  ".join(f"{name} {number:.4f}" for name, number in metrics.items())
         log.say(f"epoch {progress.epoch + 1}  {shown}{'  *best' if better else ''}  {clock.seconds:.0f} s")
         if not out_of_time:
+            # whole epochs alone, so that a run interrupted within one goes on as if it had not been
+            if progress.best_whole is not None and value <= progress.best_whole:
+                progress.plateaus += 1
+            else:
+                progress.best_whole = value
             progress.epoch, progress.shard, progress.batch = progress.epoch + 1, 0, 0
         progress.stopped = _reason_to_stop(progress, budget, out_of_time)
         _save(parts, progress, log, clock)
@@ -105,11 +114,12 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
     """Run the rest of the current epoch; True when the time ran out within it."""
     log.begin_epoch(progress.epoch)
     warm, optimizers = warmup(budget.warmup_steps), parts.placement.optimizers
+    slowed = budget.plateau_factor**progress.plateaus
     total, count = 0.0, 0
     batches = prefetch(parts.loader)
     try:
         for batch, position in batches:
-            optimizers.begin_step(warm(progress.step))
+            optimizers.begin_step(warm(progress.step) * slowed)
             loss = parts.placement.loss(batch)
             late = clock.seconds > budget.max_seconds
             value, late, examples = _agree(parts.ranks, loss.item(), late, batch.examples)

@@ -7,8 +7,9 @@ from torch import Tensor
 from data.loader import Batch, SequenceLoader
 from data.prepared import Prepared
 from data.targets import TargetWeights
+from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend
 from models.embeddings import FeatureBatch, dense_widths, table_rows
-from models.inference import UserEncoder, embed_catalogue
+from models.inference import UserEncoder, embed_catalogue, with_trend
 from models.losses import full_softmax, sampled_softmax
 from models.sequence import Steps
 from models.two_tower import TwoTower, TwoTowerShape
@@ -17,6 +18,8 @@ from training.distributed import ALONE, Ranks
 from training.validation import HeldOut, rank_metrics
 
 VIDEO_ID = "video_id"
+#: Added to the score of a video that had not come out yet.
+NOT_OUT = -1e9
 
 
 def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
@@ -40,6 +43,7 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         use_time=bool(dataset["real_time"] and dataset["ordered"]),
         use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
+        trend=len(HALF_LIVES_DAYS) if has_trend(prepared) else 0,
     )
 
 
@@ -61,32 +65,75 @@ def build_loader(
 
 
 class RetrievalObjective:
-    """Loss of a batch, with id dropout: a hidden id becomes row 0, so that content must carry the video."""
+    """Loss of a batch, with id dropout: a hidden id becomes row 0, so that content must carry the video.
 
-    def __init__(self, prepared: Prepared, device: torch.device, id_dropout: float) -> None:
+    With a ``trend`` each target is ranked by the trend of its own day, among the videos out by then.
+    """
+
+    def __init__(
+        self, prepared: Prepared, device: torch.device, id_dropout: float, trend: Trend | None
+    ) -> None:
         self.device = device
+        self.trend = trend
+        self.end_ms = 0 if trend is None else int(prepared.manifest["split"]["validation_ms"])
         self.video_table = prepared.video_table
         self.user_table = prepared.user_table
         content = [name for name in self.video_table.bags if name != VIDEO_ID]
         # with ids alone there is nothing that could carry a hidden video
         self.id_dropout = id_dropout if content or self.video_table.dense else 0.0
         self._whole: FeatureBatch | None = None
+        self._moving: dict[int, Tensor] = {}
 
     def loss(self, model: TwoTower, batch: Batch) -> Tensor:
         """Scalar training loss of one batch."""
         video_VD = model.encode_videos(self._hide_ids(self._videos(batch)))
         user_features = FeatureBatch.of(self.user_table.take(batch.user_row_B)).to(self.device)
-        states_BSD = model.encode_states(steps_of(batch, self.device), video_VD, user_features)
-        window_P, position_P = self._tensor(batch.target_window_P), self._tensor(batch.target_position_P)
-        user_PD = model.finish_users(states_BSD[window_P, position_P])
-        target_P, weight_P = self._tensor(batch.target_video_P), self._tensor(batch.target_weight_P)
-        hidden_PX = self._tensor(hidden_videos(batch))
+        steps = steps_of(batch, self.device)
+        states_BSD = model.encode_states(steps, video_VD, user_features)
+        user_PD = model.finish_users(
+            states_BSD, steps, self._tensor(batch.target_window_P), self._tensor(batch.target_position_P),
+            self._tensor(batch.target_time_ms_P),
+        )  # fmt: skip
+        if self.trend is None:
+            return self._softmax(model, user_PD, video_VD, batch, slice(None))
+        day_P = self.trend.period(days_before(batch.target_time_ms_P, self.end_ms))
+        user_PD = torch.cat([user_PD, torch.ones_like(user_PD[:, :1])], dim=1)
+        total, loss = float(batch.target_weight_P.sum()), user_PD.new_zeros(())
+        for day in np.unique(day_P):
+            chosen = np.flatnonzero(day_P == day)
+            moving_VX = self._moving_part(int(day), batch)
+            video_VX = torch.cat([video_VD, moving_VX], dim=1)
+            share = float(batch.target_weight_P[chosen].sum()) / max(total, 1e-12)
+            loss = loss + share * self._softmax(model, user_PD, video_VX, batch, chosen)
+        return loss
+
+    def _softmax(
+        self, model: TwoTower, user_PD: Tensor, video_VD: Tensor, batch: Batch, chosen: np.ndarray | slice
+    ) -> Tensor:
+        """Mean loss of the ``chosen`` targets among all candidates."""
+        user_PD = user_PD if isinstance(chosen, slice) else user_PD[self._tensor(chosen)]
+        target_P = self._tensor(batch.target_video_P[chosen])
+        weight_P = self._tensor(batch.target_weight_P[chosen])
+        hidden_PX = self._tensor(hidden_videos(batch, chosen))
         if batch.log_correction is None:
             return full_softmax(user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX)
         correction_V = self._tensor(batch.log_correction)
         return sampled_softmax(
             user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX, correction_V
         )
+
+    def _moving_part(self, day: int, batch: Batch) -> Tensor:
+        """Trend of the candidates as ``day`` begins and, last, what keeps those not out yet away."""
+        assert self.trend is not None
+        if day in self._moving:
+            return self._moving[day]
+        later_V = ~self.trend.is_out(day, batch.video_rows)[:, None]
+        later_V[batch.video_rows == 0] = False
+        columns = [self.trend.at(day, batch.video_rows), np.where(later_V, NOT_OUT, 0.0)]
+        moving_VX = self._tensor(np.concatenate(columns, axis=1).astype(np.float32))
+        if batch.log_correction is None:  # full softmax: the same videos in every step
+            self._moving[day] = moving_VX
+        return moving_VX
 
     def _videos(self, batch: Batch) -> FeatureBatch:
         if batch.log_correction is not None:
@@ -107,15 +154,15 @@ class RetrievalObjective:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def hidden_videos(batch: Batch) -> np.ndarray:
-    """What the feed would not show at each target's moment, ``[P, S + 1]`` indices of ``video_rows``.
+def hidden_videos(batch: Batch, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """What the feed would not show at each chosen target's moment, ``[P, S + 1]`` indices of ``video_rows``.
 
     The steps known by then (no video returns) and, in full softmax, the unknown row at index 0; padded
     with the target, which takes part in any case.
     """
-    target_P1 = batch.target_video_P[:, None]
-    known_PS = np.arange(batch.video_BS.shape[1]) < batch.target_position_P[:, None]
-    seen_PS = np.where(known_PS, batch.video_BS[batch.target_window_P], target_P1)
+    target_P1 = batch.target_video_P[chosen, None]
+    known_PS = np.arange(batch.video_BS.shape[1]) < batch.target_position_P[chosen, None]
+    seen_PS = np.where(known_PS, batch.video_BS[batch.target_window_P[chosen]], target_P1)
     unknown_P1 = np.zeros_like(target_P1) if batch.log_correction is None else target_P1
     return np.concatenate([unknown_P1, seen_PS], axis=1)
 
@@ -135,23 +182,30 @@ def steps_of(batch: Batch, device: torch.device) -> Steps:
 
 
 def validate(
-    model: TwoTower, prepared: Prepared, held: HeldOut, k: int, ranks: Ranks = ALONE, batch: int = 512
+    model: TwoTower,
+    prepared: Prepared,
+    held: HeldOut,
+    k: int,
+    trend_NK: np.ndarray | None = None,
+    ranks: Ranks = ALONE,
+    batch: int = 512,
 ) -> dict[str, float]:
     """Full-ranking metrics of the held-out requests through the inference path, equal on all ranks.
 
-    Each rank embeds its share of the catalogue and ranks its share of the users. Collective.
+    ``trend_NK`` is the trend as the split begins, for a model that has one. Each rank
+    embeds its share of the catalogue and ranks its share of the users. Collective.
     """
     was_training = model.training
     model.eval()
     device = str(next(model.parameters()).device)
     catalogue, users = prepared.video_table.num_rows, len(held.requests)
     own_ND = embed_catalogue(model, prepared.video_table.take(ranks.share(catalogue)))
-    video_ND = ranks.joined(own_ND, catalogue)
+    video_ND = with_trend(ranks.joined(own_ND, catalogue), trend_NK)
     encoder = UserEncoder(model, prepared.user_table, video_ND, device)
     share = ranks.share(users) if users else np.zeros(0, np.int64)
     requests = [held.requests[user] for user in share]
     parts = [encoder.encode(requests[i : i + batch]) for i in range(0, len(requests), batch)]
-    user_UD = np.concatenate(parts) if parts else np.zeros((0, video_ND.shape[1]), np.float32)
+    user_UD = np.concatenate(parts) if parts else np.zeros((0, model.shape.width), np.float32)
     model.train(was_training)
     if ranks.world == 1:
         return rank_metrics(held, user_UD, video_ND, k)

@@ -7,12 +7,14 @@ to run next.
 import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from data.atomic import staged_directory
 from data.errors import ConfigError
 from data.loader import SequenceLoader
 from data.prepared import Prepared
+from data.trend import has_trend, training_trend
 from models.portable import save_weights
 from models.two_tower import TwoTower
 from training.baselines import train_baseline
@@ -74,7 +76,9 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
 
     tables = tables_factory(ranks, sharded=sharded, dense_table_rows=rule.dense_table_rows)
     model = TwoTower(shape, tables=tables)
-    objective = RetrievalObjective(prepared, device, recipe.id_dropout)
+    trend = training_trend(prepared) if has_trend(prepared) else None
+    trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
+    objective = RetrievalObjective(prepared, device, recipe.id_dropout, trend)
     task = Task(model, lambda batch: objective.loss(model, batch), ranks)
     placement = place(task, rule, ranks, device, sharded=sharded)
     part_ways(config.seed, ranks)
@@ -94,7 +98,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         model=model,
         placement=placement,
         loader=loader,
-        validate=lambda: validate(model, prepared, held, recipe.validation.k, ranks),
+        validate=lambda: validate(model, prepared, held, recipe.validation.k, trend_NK, ranks),
         metric=f"ndcg@{recipe.validation.k}",
         keep_best=keep_best,
         checkpoints=out / "checkpoints",
@@ -109,6 +113,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         log_steps=config.log_steps,
         warmup_steps=recipe.optimizer.warmup_steps,
         clip_norm=recipe.optimizer.clip_norm,
+        plateau_factor=recipe.plateau_factor,
     )
     if is_over(progress, budget):
         if ranks.lead:

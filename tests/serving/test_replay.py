@@ -17,6 +17,7 @@ from models.bundle import Bundle
 from serving.held_out import user_requests
 from serving.pipeline import Pipeline
 from tests.serving.conftest import Published
+from tests.serving.test_publish import publish
 
 DAY_MS = 86_400_000
 
@@ -296,9 +297,9 @@ def test_validation_is_replayed_without_knowing_the_test_day(
     published: Published, tmp_path: Path, bundle, log
 ):
     events, actions = log
-    assert (
-        command("replay", published, tmp_path / "out", "gain=any", "split=validation", "baseline=none") == 0
-    )
+    early = Published(published.market, published.run, tmp_path / "bundles", "")
+    assert publish(early, early.bundles, "as_of=validation") == 0
+    assert command("replay", early, tmp_path / "out", "gain=any", "split=validation", "baseline=none") == 0
     begin, end = (bundle.manifest.split[name] for name in ("validation_ms", "test_ms"))
     users = {row["user_id"] for row in events if begin <= row["time_ms"] < end}
     table = pq.read_table(tmp_path / "out" / "truth.parquet")

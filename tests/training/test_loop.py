@@ -74,6 +74,14 @@ def test_it_stops_when_validation_stops_improving_and_the_best_epoch_wins(tmp_pa
     assert progress.epoch == 4
 
 
+def test_the_learning_rate_falls_after_each_epoch_without_improvement(tmp_path):
+    parts, rates = parts_of(tmp_path, [0.3, 0.1, 0.4, 0.2, 0.2], []), []
+    begin = parts.placement.optimizers.begin_step
+    parts.placement.optimizers.begin_step = lambda factor: (rates.append(factor), begin(factor))
+    fit(parts, budget_of(plateau_factor=0.5), Progress(), NoLog())
+    assert rates[::BATCHES] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
 def test_it_stops_at_max_epochs(tmp_path):
     progress = fit(parts_of(tmp_path, [0.1, 0.2, 0.3], []), budget_of(max_epochs=3), Progress(), NoLog())
     assert (progress.stopped, progress.step) == ("epochs", 3 * BATCHES)
@@ -139,7 +147,8 @@ def test_what_is_recorded(tmp_path):
 def test_the_checkerboard_is_learnt(tmp_path):
     """A withheld video of the user's own taste ranks above every unseen video of the other taste."""
     checkerboard(tmp_path / "prepared", users=80)
-    words = ("model.max_epochs=20", "model.patience=20", "model.optimizer.learning_rate=0.01")
+    rate = ("model.optimizer.learning_rate=0.01", "model.plateau_factor=1")
+    words = ("model.max_epochs=20", "model.patience=20", *rate)
     assert train(f"prepared={tmp_path}/prepared", f"out={tmp_path}/run", *words) == 0
     losses = list(records(tmp_path / "run").values())
     # about 26 unseen videos at the end of a history, of which 7 have the taste

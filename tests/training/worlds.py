@@ -59,6 +59,7 @@ def checkerboard(
         video_raw={"duration_ms": np.full(videos + 1, -1), "publish_time_ms": np.full(videos + 1, -1)},
         manifest={
             "dataset": {"name": "checkerboard", "path": "DATASET", "ordered": True, "real_time": True},
+            "split": {"mode": "given"},
             "tasks": ["click"],
             "seed": seed,
             "shards": [{"file": name} for name in files],

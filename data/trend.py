@@ -1,0 +1,111 @@
+"""How much each video was shown lately: the part of a video's vector that moves from day to day.
+
+What a platform shows drifts faster than any model is trained. A training target sees the trend as it
+stood when its day began, a published bundle as it stands when the bundle's knowledge ends.
+Axes: N catalogue rows, R rows asked for, K half-lives.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from data.counters import DecayedCounts
+from data.prepared import Prepared
+from data.split import SplitMode
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+DAY_S = 86_400
+#: Days after which an impression counts half; the last is near enough to "ever".
+HALF_LIVES_DAYS = (1.0, 3.0, 10.0, 1000.0)
+#: A log is cut into at most so many periods of whole days, each with one trend.
+MAX_PERIODS = 32
+#: Added to impressions relative to the mean video's, so that a video never shown has a finite logarithm.
+SMOOTHING = 0.1
+#: Decayed impressions of the whole log below which a half-life says nothing.
+FORGOTTEN = 1e-30
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Decayed impressions per video and in all, and the day on which each video was first shown.
+
+    Days are counted from an origin that the caller keeps: day 0 is the first that is not counted.
+    """
+
+    videos: list[DecayedCounts]
+    totals: list[DecayedCounts]
+    first_day_N: I64
+    period_days: int
+
+    @classmethod
+    def build(cls, row: I64, day: I64, count: I64, size: int) -> "Trend":
+        """From impressions counted by catalogue row (< ``size``) and day; row 0 is left out."""
+        kept = row > 0
+        row, day, amount = row[kept], day[kept], count[kept].astype(np.float32)[:, None]
+        first = np.full(size, NEVER, np.int64)
+        np.minimum.at(first, row, day)
+        span = max(int(-day.min()), 1) if len(day) else 1
+        everything = np.ones_like(row)
+        return cls(
+            [DecayedCounts.build(row, day, amount, half_life) for half_life in HALF_LIVES_DAYS],
+            [DecayedCounts.build(everything, day, amount, half_life) for half_life in HALF_LIVES_DAYS],
+            first,
+            -(-span // MAX_PERIODS),
+        )
+
+    def period(self, day: I64) -> I64:
+        """The day on which the period of each ``day`` begins; periods end where day 0 begins."""
+        return day // self.period_days * self.period_days
+
+    def at(self, day: int, rows: I64) -> F32:
+        """Features ``[R, K]`` as ``day`` begins: log of impressions relative to the mean video's.
+
+        Zeros where nothing had been shown before, or so long ago that its decayed count has no digits left.
+        """
+        shown = int((self.first_day_N < day).sum())
+        columns = []
+        for videos, totals in zip(self.videos, self.totals, strict=True):
+            total = float(totals.before(np.ones(1, np.int64), np.array([day]))[0, 0])
+            if total < FORGOTTEN:
+                columns.append(np.zeros(len(rows)))
+                continue
+            share = videos.before(rows, np.full(len(rows), day))[:, 0].astype(np.float64) / total
+            columns.append(np.log(share * shown + SMOOTHING))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def is_out(self, day: int, rows: I64) -> npt.NDArray[np.bool_]:
+        """Which ``rows`` had been shown by the end of the period that begins on ``day``."""
+        out: npt.NDArray[np.bool_] = self.first_day_N[rows] < day + self.period_days
+        return out
+
+
+def has_trend(prepared: Prepared) -> bool:
+    """Whether days mean anything: real times, an order, and a split that cuts them for everybody."""
+    dataset = prepared.manifest["dataset"]
+    by_time = prepared.manifest["split"]["mode"] == SplitMode.time.value
+    return bool(dataset["real_time"] and dataset["ordered"] and by_time)
+
+
+def days_before(time_ms: I64, end_ms: int) -> I64:
+    """Whole days relative to ``end_ms``: −1 is the day that ends there, 0 the one that begins there."""
+    return (time_ms // 1000 - end_ms // 1000) // DAY_S
+
+
+def training_trend(prepared: Prepared) -> Trend:
+    """The trend of the training split; day 0 is the first of validation."""
+    end_ms = int(prepared.manifest["split"]["validation_ms"])
+    parts = [np.zeros((0, 3), np.int64)]
+    for shard in prepared.shards:
+        columns = ["example_video", "example_time_ms", "example_split"]
+        table = pq.read_table(shard, columns=columns)
+        video, time_ms, split = (table[name].combine_chunks().flatten().to_numpy() for name in columns)
+        kept = split == 0
+        pairs = np.stack([video[kept], days_before(time_ms[kept], end_ms)], axis=1)
+        distinct, count = np.unique(pairs, axis=0, return_counts=True)
+        parts.append(np.concatenate([distinct, count[:, None]], axis=1))
+    row, day, count = np.concatenate(parts).T
+    return Trend.build(row, day, count, len(prepared.catalogue))
