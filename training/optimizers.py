@@ -1,5 +1,6 @@
 """AdamW for the dense part and small tables, row-wise Adagrad for large tables, stepped as one."""
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -108,6 +109,14 @@ def dense_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
     return state
 
 
-def warmup(steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear from 0 to 1 over ``steps``, then 1."""
-    return lambda step: min(1.0, (step + 1) / max(steps, 1))
+def warmup(steps: int, decay_steps: int = 0) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: linear from 0 to 1 over ``steps``, then 1; times half a cosine
+    from 1 to 0 over ``decay_steps`` where those are given.
+    """
+
+    def factor(step: int) -> float:
+        rising = min(1.0, (step + 1) / max(steps, 1))
+        falling = 0.5 * (1.0 + math.cos(math.pi * min(step / decay_steps, 1.0))) if decay_steps else 1.0
+        return rising * falling
+
+    return factor

@@ -134,6 +134,8 @@ def test_restored_state_continues_exactly():
 def test_warmup():
     assert [warmup(4)(step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
     assert warmup(0)(0) == 1.0
+    falling = warmup(2, 8)
+    assert [round(falling(step), 6) for step in (0, 4, 8, 100)] == [0.5, 0.5, 0.0, 0.0]
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000), st.integers(0, 5))
