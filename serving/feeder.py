@@ -66,6 +66,7 @@ class Feeder:
             size=request.page_size,
             deadline=deadline,
             policy=policy,
+            followed=live.facts.creator.codes_of(state.marks.get(Mark.followed_creator, [])),
             traffic=running.rollout.traffic,
         )
         settings, campaigns = running.rollout.settings(arms), running.rollout.campaigns(user_id, market)

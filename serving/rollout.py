@@ -126,7 +126,7 @@ def patched_settings(settings: FeedSettings, arm: Arm, where: str) -> FeedSettin
     """
     if unknown := sorted(set(arm.feed) - set(_FEED)):
         raise ConfigError(f"{where}.feed: no key {unknown[0]}; an arm may change {', '.join(_FEED)}")
-    for section in ("slate", "exploration", "campaigns"):
+    for section in ("slate", "exploration", "campaigns", "sources"):
         patch = arm.patches()[section]
         if patch:
             changed = _patched(getattr(settings, section), patch, f"{where}.{section}")

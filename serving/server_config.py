@@ -12,6 +12,7 @@ from serving.exploration import ExplorationPreferences
 from serving.paging import CampaignPreferences, FeedSettings
 from serving.schema import MAX_PAGE_SIZE
 from serving.slate import SlatePreferences
+from serving.sources import SourceQuotas
 from serving.state import Limits
 from serving.state.protocol import DAY_MS
 
@@ -101,6 +102,27 @@ class ExplorationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SourcesConfig:
+    """The ``sources`` section: candidates besides those of the towers, and what newcomers are promised."""
+
+    fresh: int
+    fresh_days: float
+    popular: int
+    followed: int
+    video_showings: int
+    merchant_showings: int
+    merchant_days: float
+
+    def quotas(self) -> SourceQuotas:
+        """The same as the pages take it."""
+        return SourceQuotas(**asdict(self))
+
+    def __post_init__(self) -> None:
+        with _section("sources"):
+            self.quotas()
+
+
+@dataclass(kw_only=True, slots=True)
 class CampaignsConfig:
     """The ``campaigns`` section."""
 
@@ -178,6 +200,7 @@ class ServeConfig:
     slate: SlateConfig
     exploration: ExplorationConfig
     campaigns: CampaignsConfig
+    sources: SourcesConfig
     memory: MemoryConfig
     http: HttpConfig
 
@@ -209,6 +232,7 @@ class ServeConfig:
             slate=self.slate.preferences(),
             exploration=self.exploration.preferences(),
             campaigns=self.campaigns.preferences(),
+            sources=self.sources.quotas(),
             max_batch=self.feed.max_batch,
             max_queue=self.feed.max_queue,
         )
