@@ -11,6 +11,7 @@ from serving.app import HttpSettings
 from serving.exploration import ExplorationPreferences
 from serving.paging import CampaignPreferences, FeedSettings
 from serving.schema import MAX_PAGE_SIZE
+from serving.shadow import ShadowSettings
 from serving.slate import SlatePreferences
 from serving.sources import SourceQuotas
 from serving.state import Limits
@@ -123,6 +124,28 @@ class SourcesConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ShadowConfig:
+    """The ``shadow`` section: a second bundle that ranks some requests too, unseen."""
+
+    bundles: str | None
+    out: str | None
+    share: float
+    depth: int
+    load: float
+    max_queue: int
+
+    def settings(self) -> ShadowSettings:
+        """The same as the shadow takes it."""
+        return ShadowSettings(share=self.share, depth=self.depth, load=self.load, max_queue=self.max_queue)
+
+    def __post_init__(self) -> None:
+        with _section("shadow"):
+            self.settings()
+        if (self.bundles is None) != (self.out is None):
+            raise ConfigError("shadow: bundles says who ranks, out where it is written: give both or none")
+
+
+@dataclass(kw_only=True, slots=True)
 class CampaignsConfig:
     """The ``campaigns`` section."""
 
@@ -201,6 +224,7 @@ class ServeConfig:
     exploration: ExplorationConfig
     campaigns: CampaignsConfig
     sources: SourcesConfig
+    shadow: ShadowConfig
     memory: MemoryConfig
     http: HttpConfig
 

@@ -28,6 +28,7 @@ from serving.plan import Plan
 from serving.plan_follower import FixedPlan
 from serving.rollout import Rollout
 from serving.service import FeedService
+from serving.shadow import Offers
 from serving.slate import NO_PREFERENCES, SlatePreferences
 from serving.sources import NO_SOURCES, SourceQuotas
 from serving.state import Limits, Store, open_store
@@ -214,6 +215,7 @@ class World:
     limits: Limits
     now_ms: int = NOW
     plans: FixedPlan | None = None
+    shadow: Offers | None = None
 
     def __post_init__(self) -> None:
         self.open()
@@ -233,6 +235,7 @@ class World:
             self.metrics,
             clock_ms=lambda: self.now_ms,
             plans=self.plans,
+            shadow=self.shadow,
         )
 
     def close(self) -> None:
