@@ -1,14 +1,15 @@
 """How many pages a second the server hands out at a p99 of 100 ms, and what others do on the same machine.
 
-    python benchmarks/serving_load.py BUNDLES DATASET [against=pipeline,fastapi,litserve,ray] [workers=2] [seconds=10]
-        [candidates=500] [users=2000] [p99_ms=100] [first_rate=4] [peer_python=PATH]
+    python benchmarks/serving_load.py BUNDLES DATASET [against=pipeline,fastapi,litserve,ray] [workers=2]
+        [seconds=10] [candidates=500] [users=2000] [p99_ms=100] [first_rate=4] [peer_python=PATH] [seed=1]
 
-Open loop from a second process: Poisson arrivals at a fixed rate whether or not answers came back, latency from the
-moment a request was due, users drawn by Zipf's law. The rate grows by a quarter until p99 is above its bound, an
-answer fails or the rate is not reached. Store: SQLite, warmed from DATASET. Every figure stands beside the CPU time
-per page, which holds even where other programs keep the machine busy. ``pipeline`` is ranking and page building in
-this process, without HTTP and store, sixteen requests at a time. BUNDLES comes from ``shopreel publish``; for a
-million videos: ``shopreel simulate videos=1000000 users=20000 products=50000 days=4``, prepare, train, publish.
+Open loop from a second process: Poisson arrivals at a fixed rate whether or not answers came back, latency
+from the moment a request was due, users drawn by Zipf's law. The rate grows by a quarter until p99 is above
+its bound, an answer fails or is degraded, or the rate is not reached. Store: SQLite, warmed from DATASET.
+Every figure stands beside the CPU time per page, which means something even where other programs keep the
+machine busy. ``pipeline`` is ranking and page building in this process, without HTTP and store, sixteen
+requests at a time. BUNDLES comes from ``shopreel publish``; for a million videos: ``shopreel simulate
+videos=1000000 users=20000 products=50000 days=4``, prepare, train, publish.
 """
 
 import asyncio
@@ -61,7 +62,8 @@ class Load:
 def main(bundles: str, dataset: str, *words: str) -> None:
     """Measure the server and whatever it is held against; a table goes to standard output."""
     options: dict[str, Any] = {
-        "against": "pipeline,fastapi,litserve,ray", "workers": 2, "seconds": 10.0, "candidates": 500, "users": 2000,
+        "against": "pipeline,fastapi,litserve,ray", "workers": 2, "seconds": 10.0, "candidates": 500,
+        "users": 2000,
         "p99_ms": 100.0, "first_rate": 4.0, "peer_python": sys.executable, "seed": 1,
     }  # fmt: skip
     for word in words:
@@ -110,9 +112,9 @@ def _stages(text: str) -> str:
             if line.startswith(f"shopreel_stage_seconds_{kind}{{"):
                 into[line.split('"')[1]] += float(line.rsplit(" ", 1)[1])  # type: ignore[assignment]
     pages = max(1, counts["commit"])
-    batches = counts["encode"]
+    together = pages / max(1, counts["encode"])
     told = ", ".join(f"{stage} {1000 * sums[stage] / pages:.2f}" for stage in sums)
-    return f"  ms a page by stage (encode, retrieve, ranker lie within rank): {told}; {pages / max(1, batches):.1f} a batch"
+    return f"  ms a page by stage (encode, retrieve, ranker lie within rank): {told}; {together:.1f} a batch"
 
 
 def _peer(name: str, bundle: Path, warmed: Path, folder: Path, options: dict[str, Any]) -> Load | None:
@@ -161,7 +163,9 @@ def _climb(name: str, port: int, pid: int, options: dict[str, Any]) -> Load | No
         told = _generate(port, rate, options["seconds"], options)
         spent = _cpu_s(pid) - before
         count = max(1, told["statuses"].get("200", 0))
-        load = Load(rate, told["answered"], told["p50_ms"], told["p99_ms"], told["statuses"], 1000 * spent / count)
+        load = Load(
+            rate, told["answered"], told["p50_ms"], told["p99_ms"], told["statuses"], 1000 * spent / count
+        )
         print(f"  {load}", flush=True)
         if not load.good(options["p99_ms"]):
             return best
@@ -197,19 +201,20 @@ async def _send_all(
     async def ask(user: int, due: float) -> None:
         try:
             reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-            body = json.dumps({"user_id": user, "page_size": 20} if users else {}).encode()
-            head = f"POST /v1/feed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-            writer.write(head.encode() + b"\r\n\r\n" + body)
+            body = f'{{"user_id": {user}}}'
+            head = "POST /v1/feed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
             answer = await reader.readuntil(b"\r\n\r\n")
             fields = answer.decode("latin-1").lower().split("\r\n")
             (size,) = (int(field.split(":")[1]) for field in fields if field.startswith("content-length:"))
-            await reader.readexactly(size)
+            page = await reader.readexactly(size)
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             statuses[type(error).__name__] += 1
             return
         idle.append((reader, writer))
-        statuses[fields[0].split(" ")[1]] += 1
-        if " 200 " in fields[0]:
+        whole = b'"degraded":["' not in page
+        statuses[fields[0].split(" ")[1] if whole else "degraded"] += 1
+        if " 200 " in fields[0] and whole:
             latencies.append(1000 * (time.monotonic() - due))
 
     start, at, tasks = time.monotonic(), 0.0, []
@@ -227,7 +232,6 @@ def _pipeline(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
     """Ranking and page building alone, in this process, in batches of sixteen, one thread."""
     import torch
 
-    from serving.cursor import Cursor
     from serving.exploration import NO_EXPLORATION
     from serving.feed import build_page
     from serving.live import load_bundle
@@ -241,7 +245,9 @@ def _pipeline(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
 
     torch.set_num_threads(1)
     live = load_bundle(bundle)
-    store = open_store(f"sqlite:///{warmed}", Limits(512, 90 * DAY_MS, DAY_MS, DAY_MS, 365 * DAY_MS, 30 * DAY_MS))
+    store = open_store(
+        f"sqlite:///{warmed}", Limits(512, 90 * DAY_MS, DAY_MS, DAY_MS, 365 * DAY_MS, 30 * DAY_MS)
+    )
     slate, none = SlatePreferences(2, 3, 4, 1, 0.0, 1.0, 60), np.empty(0, np.int64)
     requests, now_ms = [], wall_clock_ms()
     for user_id in range(1, 65):
@@ -252,7 +258,6 @@ def _pipeline(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
         requests.append(RankRequest(user, k=options["candidates"], exclude_rows=shown, market=market))
     store.close()
     dice = np.random.default_rng(0)
-    del Cursor
 
     def once(batch: list[RankRequest]) -> None:
         for request, ranked in zip(batch, live.pipeline.rank(batch), strict=True):

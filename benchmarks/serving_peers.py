@@ -2,9 +2,10 @@
 
     python benchmarks/serving_peers.py fastapi|litserve|ray BUNDLE STORE PORT CANDIDATES THREADS
 
-``fastapi`` is the service of an afternoon: FastAPI with pydantic, FAISS's flat index, the models called eagerly,
-one request at a time on FastAPI's threads. ``litserve`` and ``ray`` batch by their own means, up to 16 within 5 ms.
-All keep histories in memory, and none remembers pages, applies rules or writes anything: they do less.
+``fastapi`` is the service of an afternoon: FastAPI with pydantic, FAISS's flat index, the models called
+eagerly, a request at a time on FastAPI's threads. ``litserve`` and ``ray`` batch by their own means, up to 16
+within 5 ms. All keep histories in memory, and none remembers pages, applies rules or writes anything: they do
+less.
 """
 
 import sys
