@@ -44,6 +44,7 @@ class RankerConfig(ModelConfig):
     watch_groups: int = MISSING
     watch_weight: float = MISSING
     order_weight: float = MISSING
+    counterfactual_weight: float = MISSING
     train_days: int = MISSING
     batch_size: int = MISSING
     max_epochs: int = MISSING
@@ -64,5 +65,7 @@ class RankerConfig(ModelConfig):
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         if not self.half_life_days or min(self.half_life_days) <= 0:
             raise ValueError("model.half_life_days must list at least one number of days above 0")
+        if self.counterfactual_weight < 0:
+            raise ValueError("model.counterfactual_weight must be at least 0")
         if self.train_days < 0 or self.watch_bins < 0:
             raise ValueError("model.train_days and model.watch_bins must be at least 0")

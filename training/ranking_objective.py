@@ -15,7 +15,7 @@ from data.prepared import Prepared
 from data.ranking_loader import RankingBatch, RankingFeatures
 from data.schema import LABEL_BIT
 from models.embeddings import FeatureBatch
-from models.heads import order_value_loss, task_losses
+from models.heads import counterfactual_losses, order_value_loss, task_losses
 from models.ranker import Ranker
 from models.ranker_inference import encode_requests
 from models.watch import WatchBins, ordinal_targets
@@ -82,6 +82,11 @@ class RankingObjective:
             scores.task_BKT[:, 0], self._tensor(true_BT).float(), self._tensor(known_BT).float(),
             model.shape.parents,
         )  # fmt: skip
+        if self.recipe.counterfactual_weight > 0:
+            per_task = per_task + self.recipe.counterfactual_weight * counterfactual_losses(
+                scores.task_BKT[:, 0], self._tensor(true_BT).float(), self._tensor(known_BT).float(),
+                model.shape.parents,
+            )  # fmt: skip
         losses = dict(zip(spec.tasks, per_task, strict=True))
         if scores.watch_BKE is not None and self.bins is not None:
             seen = np.flatnonzero(batch.watch_ms_B >= 0)

@@ -57,8 +57,9 @@ def recipe() -> RankerConfig:
     return RankerConfig(
         name="ranker", field_dim=4, dim=8, width=16, heads=2, cross_layers=2, cross_rank=8, experts=3,
         hidden=8, dropout=0.0, id_dropout=0.0, id_rows=20, max_steps=12, half_life_days=[3.0], watch_bins=4,
-        watch_groups=2, watch_weight=1.0, order_weight=1.0, train_days=0, batch_size=256, max_epochs=1,
-        patience=1, value=ValueConfig(version="1", watch_s=0.0, gmv=0.0, tasks={}),
+        watch_groups=2, watch_weight=1.0, order_weight=1.0, counterfactual_weight=0.0,
+        train_days=0, batch_size=256, max_epochs=1, patience=1,
+        value=ValueConfig(version="1", watch_s=0.0, gmv=0.0, tasks={}),
     )  # fmt: skip
 
 
