@@ -138,7 +138,7 @@ def _peer(name: str, bundle: Path, warmed: Path, folder: Path, options: dict[str
             return False
 
     try:
-        wait_for(f"{name} to serve", up, 300.0)
+        wait_for(f"{name} to serve", up, 600.0)
         return _climb(name, port, process.pid, options)
     except (RuntimeError, TimeoutError) as error:
         print(f"{name}: {error}")

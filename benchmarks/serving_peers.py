@@ -17,8 +17,8 @@ import faiss
 import numpy as np
 import torch
 
-from models.bundle import Bundle
 from serving.live import load_bundle
+from serving.pipeline import Pipeline
 from serving.service import wall_clock_ms
 from serving.state import Limits, open_store
 from serving.state.protocol import DAY_MS
@@ -32,8 +32,9 @@ class Model:
     def __init__(self, bundle: str, store: str, candidates: int, threads: int) -> None:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        self.bundle = Bundle.open(bundle)
         self.live = load_bundle(bundle)
+        assert isinstance(self.live.pipeline, Pipeline)
+        self.bundle = self.live.pipeline.bundle
         self.candidates = candidates
         self.index = faiss.IndexFlatIP(self.bundle.video_vectors.shape[1])
         self.index.add(np.ascontiguousarray(self.bundle.video_vectors[1:]))
@@ -104,36 +105,17 @@ def serve_fastapi(model: Model, port: int) -> None:
 
 def serve_litserve(words: tuple[str, str, int, int], port: int) -> None:
     """LitServe with its batching."""
-    import litserve
+    from benchmarks.serving_peer_litserve import serve
 
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.model = Model(*words)
-
-        def decode_request(self, request: dict[str, Any], **_: object) -> int:
-            return int(request["user_id"])
-
-        def predict(self, user_ids: list[int], **_: object) -> list[dict[str, Any]]:
-            return self.model.pages(list(user_ids))
-
-        def batch(self, inputs: list[int]) -> list[int]:
-            return inputs
-
-        def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return output
-
-        def encode_response(self, output: dict[str, Any], **_: object) -> dict[str, Any]:
-            return output
-
-    api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S, api_path="/v1/feed")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
+    serve(words, port, batch=BATCH, wait_s=WAIT_S)
 
 
 def serve_ray(words: tuple[str, str, int, int], port: int) -> None:
     """Ray Serve with ``serve.batch``."""
+    import os
     import signal
 
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}
     import ray
     from ray import serve
 
