@@ -34,14 +34,15 @@ def open_features(prepared: Prepared, max_steps: int = 64) -> RankingFeatures:
 
 
 def tabulate(
-    prepared: Prepared, features: RankingFeatures, split: int, train_days: int
-) -> tuple[np.ndarray, list[str], list[int], dict[str, np.ndarray]]:
+    prepared: Prepared, features: RankingFeatures, split: int, train_days: int,
+    loading: type[RankingLoader] = RankingLoader,
+) -> tuple[np.ndarray, list[str], list[int], dict[str, np.ndarray]]:  # fmt: skip
     """All impressions of a split: float32 columns, their names, which are categories, and the labels.
 
     Columns are the statistics, surface, hour, user and video ids (as rows) and every single-valued
     feature; the labels are ``LABELS_OF_ROW``.
     """
-    loader = RankingLoader(
+    loader = loading(
         prepared, features, split=split, batch_size=8192, seed=0, train_days=train_days, shuffle=False
     )
     spec = features.spec

@@ -1,13 +1,17 @@
-"""Microseconds per candidate of the ranker, eager on CPU: features, network, calibration and value.
+"""Microseconds per candidate of the ranker: features, network, calibration and value; eager and exported.
 
-    python benchmarks/ranker_speed.py PREPARED RUN [candidates] [repeats]
+    python benchmarks/ranker_speed.py PREPARED RUN [candidates] [steps] [repeats] [wall|cpu]
 
-Run it on an idle machine; ``OMP_NUM_THREADS`` sets the threads. Prints the machine's own float32 GEMM rate of
-the same minute, so that numbers of different machines can be compared.
+``OMP_NUM_THREADS`` sets the threads. ``cpu`` counts the calling thread's CPU time, which other processes
+disturb less than the clock on the wall; it is right for one thread alone. The machine's own float32 GEMM
+rate is measured in between, and the share of the time that the model's matrix products would take at it.
 """
 
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +20,90 @@ import torch
 from data.history import UserHistory, UserRequest
 from data.prepared import Prepared
 from data.sequences import Sequences
+from models.ranker import RankerShape
+from models.ranker_export import ExportedScorer, can_export, export_scorer
 from models.ranker_inference import RankerScorer
 from models.ranker_portable import load_ranker
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
-def main(prepared_path: str, run: str, candidates: int = 500, repeats: int = 50) -> None:
-    """Measure the user with the longest history and random candidates."""
+
+def main(
+    prepared_path: str,
+    run: str,
+    candidates: int = 500,
+    steps: int = 100,
+    repeats: int = 50,
+    clock: str = "wall",
+) -> None:
+    """Measure a user with ``steps`` steps and random candidates."""
+    now = CLOCKS[clock]
     prepared = Prepared.open(prepared_path)
     parts = load_ranker(
         Path(run) / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
         users=len(prepared.users),
     )  # fmt: skip
+    parts.features.spec = replace(parts.features.spec, max_steps=steps)  # no parameter depends on it
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
-    request = _longest(prepared, parts.features.spec.max_steps)
+    request = _longest(prepared, steps)
     rows = np.random.default_rng(0).integers(1, len(prepared.catalogue), candidates)
     user = scorer.prepare_user(request)
-    per_user = _seconds(lambda: scorer.prepare_user(request), repeats)
-    statistics = _seconds(
-        lambda: scorer.features.candidates(user.requests, user.outcome_BSC, rows[None]), repeats
-    )
-    scoring = _seconds(lambda: scorer.score(user, rows), repeats)
+    statistics = scorer.features.candidates(user.requests, user.outcome_BSC, rows[None])
+    video = scorer.video_ND[torch.from_numpy(rows[None])]
     a = torch.randn(1024, 1024)
-    gemm = 2 * 1024**3 / _seconds(lambda: a @ a, repeats) / 1e9
+    statistics_1KG = torch.from_numpy(statistics)
+    with torch.inference_mode():
+        measured = {
+            "user": _seconds(lambda: scorer.prepare_user(request), repeats, now),
+            "all": _seconds(lambda: scorer.score(user, rows), repeats, now),
+            "statistics": _seconds(
+                lambda: scorer.features.candidates(user.requests, user.outcome_BSC, rows[None]), repeats, now
+            ),
+            "network": _seconds(
+                lambda: scorer.model.score(user.state, video, statistics_1KG), repeats, now
+            ),
+            "gemm": _seconds(lambda: a @ a, repeats, now),
+        }  # fmt: skip
+    rate = 2 * 1024**3 / measured["gemm"]
+    per = {name: seconds / candidates * 1e6 for name, seconds in measured.items()}
+    work = operations(scorer.model.shape, len(request.history), scorer.model.videos.width)
     print(
-        f"{torch.get_num_threads()} threads, {candidates} candidates, history {len(request.history)}: "
-        f"per user {per_user * 1e3:.2f} ms, per candidate {scoring / candidates * 1e6:.1f} µs "
-        f"(of which statistics {statistics / candidates * 1e6:.1f} µs); GEMM {gemm:.0f} GFLOP/s"
+        f"{torch.get_num_threads()} threads, {clock} clock, {candidates} candidates, history "
+        f"{len(request.history)}: {measured['user'] * 1e3:.2f} ms per user, {per['all']:.1f} µs per "
+        f"candidate (statistics {per['statistics']:.1f}, network {per['network']:.1f}); "
+        f"GEMM {rate / 1e9:.0f} GFLOP/s, {work / 1e3:.0f} kFLOP per candidate = "
+        f"{work / rate * 1e6 / per['all']:.0%} of the time",
+        flush=True,
+    )
+    if not can_export():
+        print("exported: no C++ compiler here")
+        return
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        file, started = Path(folder) / "scorer.pt2", time.perf_counter()
+        export_scorer(scorer.model, file)
+        took = time.perf_counter() - started
+        exported = ExportedScorer(scorer.model, file)
+        fast = _seconds(lambda: exported.score(user.state, video, statistics_1KG), repeats, now)
+        eager, other = (part.score(user.state, video, statistics_1KG) for part in (scorer.model, exported))
+        apart = float((eager.task_BKT - other.task_BKT).abs().max())
+        print(
+            f"exported: network {fast / candidates * 1e6:.1f} µs per candidate, logits within {apart:.1e}, "
+            f"compiled in {took:.0f} s"
+        )
+
+
+def operations(shape: RankerShape, steps: int, video_width: int) -> int:
+    """Multiplications and additions in the matrix products of one candidate."""
+    candidate = video_width + 2 * shape.dim + shape.candidate_statistics
+    tasks = len(shape.tasks)
+    heads = tasks + (shape.watch_bins > 0) + shape.order_value
+    return 2 * (
+        candidate * (shape.width + tasks)
+        + 2 * shape.width * shape.cross_rank * shape.cross_layers
+        + shape.width * shape.experts * (shape.hidden + heads)
+        + heads * shape.experts * shape.hidden
+        + shape.hidden * (tasks + max(shape.watch_bins - 1, 0) + 2 * shape.order_value)
+        + 2 * shape.dim * (shape.dim + steps + 1)
     )
 
 
@@ -59,16 +121,15 @@ def _longest(prepared: Prepared, steps: int) -> UserRequest:
     return UserRequest(int(sequences.user_row[row]), history, int(part["time_ms"][-1]) + 1000, 1)
 
 
-def _seconds(call: object, repeats: int) -> float:
+def _seconds(call: Callable[[], object], repeats: int, now: Callable[[], float]) -> float:
     """Median over ``repeats`` calls after three to warm up."""
-    assert callable(call)
     times = []
     for _ in range(repeats + 3):
-        started = time.perf_counter()
+        started = now()
         call()
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
     return float(np.median(times[3:]))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(*sys.argv[1:3], *map(int, sys.argv[3:6]), *sys.argv[6:])

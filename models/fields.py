@@ -1,6 +1,6 @@
 """Field embeddings: every feature of a ``FeatureSpec`` side keeps a vector of its own.
 
-Axes: N videos or users, F fields, D dimensions of the result.
+Axes: N videos or users, F fields, D dimensions of the joint vector.
 """
 
 import torch
@@ -11,23 +11,27 @@ from models.embeddings import FeatureBatch
 
 
 class FieldEncoder(nn.Module):
-    """Mean-pooled bags and dense vectors, side by side, then one projection to ``[N, D]``."""
+    """Mean-pooled bags and dense vectors, side by side, behind one projection of them all.
+
+    Encodes to ``[N, width]``: the first ``dim`` columns are the projection, the others the fields.
+    """
 
     def __init__(
         self, rows: dict[str, int], dense: dict[str, int], field_dim: int, dim: int, dropout: float
     ) -> None:
         super().__init__()
         self.tables = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(count, field_dim) * 0.05) for name, count in rows.items()}
+            {name: nn.Parameter(torch.randn(count, field_dim) * 0.01) for name, count in rows.items()}
         )
         self.dense = nn.ModuleDict({name: nn.Linear(width, field_dim) for name, width in dense.items()})
         self.dropout = nn.Dropout(dropout)
         self.default = nn.Parameter(torch.zeros(dim))
         fields = len(rows) + len(dense)
+        self.width = dim + fields * field_dim
         self.out = nn.Linear(fields * field_dim, dim, bias=False) if fields else None
 
     def forward(self, features: FeatureBatch) -> Tensor:
-        """``[N, D]``; a side without features gives the learned default."""
+        """``[N, width]``; a side without features has the learned default alone."""
         parts = [
             F.embedding_bag(features.bags[name][0], weight, features.bags[name][1], mode="mean",
                             include_last_offset=True)
@@ -37,5 +41,5 @@ class FieldEncoder(nn.Module):
         parts += [layer(features.dense[name]) for name, layer in self.dense.items()]
         if self.out is None:
             return self.default.expand(features.size, -1)
-        encoded: Tensor = self.out(self.dropout(torch.cat(parts, dim=1))) + self.default
-        return encoded
+        fields = torch.cat(parts, dim=1)
+        return torch.cat([self.out(self.dropout(fields)) + self.default, fields], dim=1)

@@ -33,6 +33,29 @@ def task_losses(logit_BT: Tensor, true_BT: Tensor, known_BT: Tensor, parents: Se
     return torch.where(known_BT > 0, loss_BT, 0.0).sum(0) / known_BT.sum(0).clamp_min(1.0)
 
 
+def counterfactual_losses(
+    logit_BT: Tensor, true_BT: Tensor, known_BT: Tensor, parents: Sequence[int], max_weight: float = 20.0
+) -> Tensor:
+    """Cross-entropy of each conditional step as if every impression had reached it ``[T]``.
+
+    ESCM² (Wang 2022): over impressions whose parent came true, weighted by one over the predicted chance of
+    that (at most ``max_weight``; the weights teach nothing themselves). 0 for tasks without a parent, and
+    without such an impression.
+    """
+    log_yes, _ = log_probabilities(logit_BT, parents)
+    losses = []
+    for task, parent in enumerate(parents):
+        if parent < 0:
+            losses.append(logit_BT.new_zeros(()))
+            continue
+        reached_B = (known_BT[:, task] > 0) & (known_BT[:, parent] > 0) & (true_BT[:, parent] > 0)
+        weight_B = torch.where(reached_B, (-log_yes[:, parent].detach()).exp().clamp_max(max_weight), 0.0)
+        logit_B, true_B = logit_BT[:, task], true_BT[:, task]
+        loss_B = F.binary_cross_entropy_with_logits(logit_B, true_B, reduction="none")
+        losses.append((weight_B * loss_B).sum() / weight_B.sum().clamp_min(1.0))
+    return torch.stack(losses)
+
+
 def order_value_loss(parameter_B2: Tensor, value_B: Tensor) -> Tensor:
     """Negative log-likelihood of a lognormal order value, mean over values above 0; 0 where there is none.
 

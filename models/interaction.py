@@ -67,19 +67,14 @@ class Experts(nn.Module):
 
     def __init__(self, width: int, hidden: int, experts: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width, 2 * hidden), nn.GELU(), nn.Dropout(dropout),
-                nn.Linear(2 * hidden, hidden), nn.GELU(),
-            )
-            for _ in range(experts)
-        )  # fmt: skip
+        self.experts = nn.Linear(width, experts * hidden)
         self.gates = nn.Linear(width, heads * experts)
-        self.heads = heads
+        self.dropout = nn.Dropout(dropout)
+        self.heads, self.number = heads, experts
 
     def forward(self, x: Tensor) -> Tensor:
         """One mixture per head."""
-        said = torch.stack([expert(x) for expert in self.experts], dim=-2)
-        gate = self.gates(x).unflatten(-1, (self.heads, len(self.experts))).softmax(-1)
+        said = self.dropout(F.gelu(self.experts(x))).unflatten(-1, (self.number, -1))
+        gate = self.gates(x).unflatten(-1, (self.heads, self.number)).softmax(-1)
         mixed: Tensor = gate @ said
         return mixed

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.schema import LABELS
 from models.embeddings import FeatureBatch
@@ -21,6 +22,8 @@ from models.sequence import GAP_BUCKETS, WATCH_BUCKETS, Steps, log_bucket
 #: Width of the embeddings of surface, market and hour.
 CONTEXT_DIM = 8
 HOURS = 25
+#: Statistics are cut off at so many standard deviations.
+MAX_STATISTIC = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class RankerShape:
     candidate_statistics: int
     field_dim: int
     dim: int
+    width: int
     heads: int
     cross_layers: int
     cross_rank: int
@@ -67,9 +71,13 @@ class RankerShape:
 
 @dataclass(slots=True)
 class UserState:
-    """What :meth:`Ranker.encode_users` computed once: user ``[B, U]``, memory of the history, valid steps."""
+    """What :meth:`Ranker.encode_users` computed once: the user's vector, its share of the first layer
+    ``[B, W]`` and of the linear part ``[B, T]``, memory of the history, valid steps.
+    """
 
-    user_BU: Tensor
+    vector_BD: Tensor
+    first_BW: Tensor
+    linear_BT: Tensor
     memory_BSE: Tensor
     valid_BS: Tensor
 
@@ -86,7 +94,10 @@ class Scores:
 
 
 class Ranker(nn.Module):
-    """Fields, history attention, statistics → cross layers → experts → heads."""
+    """Fields, history attention, statistics → one layer → cross layers → experts → heads.
+
+    The first layer is a sum of a user's and a candidate's share, so that the former is computed once.
+    """
 
     user_mean: Tensor
     user_scale: Tensor
@@ -96,7 +107,7 @@ class Ranker(nn.Module):
     def __init__(self, shape: RankerShape) -> None:
         super().__init__()
         self.shape = shape
-        dim = shape.dim
+        dim, width = shape.dim, shape.width
         self.videos = FieldEncoder(shape.video_rows, shape.video_dense, shape.field_dim, dim, shape.dropout)
         self.users = FieldEncoder(shape.user_rows, shape.user_dense, shape.field_dim, dim, shape.dropout)
         self.outcome = nn.Linear(2 * len(LABELS), dim, bias=False)
@@ -108,21 +119,27 @@ class Ranker(nn.Module):
         self.surface_embedding = nn.Embedding(shape.surfaces, CONTEXT_DIM)
         self.market_embedding = nn.Embedding(shape.markets, CONTEXT_DIM)
         self.hour_embedding = nn.Embedding(HOURS, CONTEXT_DIM)
-        for name, width in (("user", shape.user_statistics), ("candidate", shape.candidate_statistics)):
-            self.register_buffer(f"{name}_mean", torch.zeros(width))
-            self.register_buffer(f"{name}_scale", torch.ones(width))
+        for name, number in (("user", shape.user_statistics), ("candidate", shape.candidate_statistics)):
+            self.register_buffer(f"{name}_mean", torch.zeros(number))
+            self.register_buffer(f"{name}_scale", torch.ones(number))
         for table in (self.watch_embedding, self.recency_embedding, self.step_surface_embedding,
                       self.surface_embedding, self.market_embedding, self.hour_embedding):  # fmt: skip
             nn.init.normal_(table.weight, std=0.02)
-        width = 4 * dim + 3 * CONTEXT_DIM + shape.user_statistics + shape.candidate_statistics
-        self.norm = nn.LayerNorm(width)
+        of_user = self.users.width + 3 * CONTEXT_DIM + shape.user_statistics
+        of_candidate = self.videos.width + 2 * dim + shape.candidate_statistics
+        tasks = len(shape.tasks)
+        self.user_first = nn.Linear(of_user, width)
+        self.candidate_first = nn.Linear(of_candidate, width, bias=False)
+        self.user_linear = nn.Linear(of_user, tasks)
+        self.candidate_linear = nn.Linear(of_candidate, tasks, bias=False)
+        for layer in (self.user_linear, self.candidate_linear):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.user_linear.bias)
         self.cross = CrossLayers(width, shape.cross_rank, shape.cross_layers)
-        heads = len(shape.tasks) + (shape.watch_bins > 0) + shape.order_value
+        self.dropout = nn.Dropout(shape.dropout)
+        heads = tasks + (shape.watch_bins > 0) + shape.order_value
         self.experts = Experts(width, shape.hidden, shape.experts, heads, shape.dropout)
-        self.task_out = nn.Parameter(torch.randn(len(shape.tasks), shape.hidden) * shape.hidden**-0.5)
-        self.task_bias = nn.Parameter(torch.zeros(len(shape.tasks)))
-        self.wide = nn.Linear(width, len(shape.tasks), bias=False)
-        nn.init.zeros_(self.wide.weight)
+        self.task_out = nn.Parameter(torch.randn(tasks, shape.hidden) * shape.hidden**-0.5)
         self.watch_out = nn.Linear(shape.hidden, shape.watch_bins - 1) if shape.watch_bins else None
         self.order_out = nn.Linear(shape.hidden, 2) if shape.order_value else None
         # row 0 = unknown position, which is what serving always has
@@ -130,55 +147,64 @@ class Ranker(nn.Module):
         nn.init.zeros_(self.position_embedding.weight)
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
-        """Video vectors ``[N, D]``: constant between trainings, so serving computes them once."""
+        """Video vectors ``[N, V]``, the first ``dim`` columns joint; serving computes them once."""
         out: Tensor = self.videos(features)
         return out
 
     def encode_users(
-        self, features: FeatureBatch, steps: Steps, now_ms_B: Tensor, video_ND: Tensor,
+        self, features: FeatureBatch, steps: Steps, now_ms_B: Tensor, video_NV: Tensor,
         statistics_BF: Tensor, surface_B: Tensor, market_B: Tensor, hour_B: Tensor,
     ) -> UserState:  # fmt: skip
-        """The per-user part. ``steps.video_BS`` are rows of ``video_ND``; unknown user features are row 0."""
+        """The per-user part. ``steps.video_BS`` are rows of ``video_NV``; unknown user features are row 0."""
         context_BC = torch.cat(
             [self.surface_embedding(surface_B), self.market_embedding(market_B), self.hour_embedding(hour_B)],
             dim=1,
         )
-        statistics_BF = (statistics_BF - self.user_mean) * self.user_scale
-        user_BU = torch.cat([self.users(features), context_BC, statistics_BF], dim=1)
+        fields_BU = self.users(features)
+        user_BU = torch.cat(
+            [fields_BU, context_BC, _scaled(statistics_BF, self.user_mean, self.user_scale)], dim=1
+        )
         bit = torch.arange(len(LABELS), device=now_ms_B.device)
         actions, known = (
-            (mask[..., None] >> bit & 1).to(video_ND.dtype) for mask in (steps.actions_BS, steps.known_BS)
+            (mask[..., None] >> bit & 1).to(video_NV.dtype) for mask in (steps.actions_BS, steps.known_BS)
         )
         age = steps.length_B[:, None] - 1 - torch.arange(steps.video_BS.shape[1], device=now_ms_B.device)
         if self.shape.use_time:
             age = (now_ms_B[:, None] - steps.time_ms_BS) // 1000
         step_BSD = (
-            video_ND[steps.video_BS]
+            video_NV[:, : self.shape.dim][steps.video_BS]
             + self.outcome(torch.cat([actions, known * (1 - actions)], -1))
             + self.watch_embedding(log_bucket(steps.watch_ms_BS, WATCH_BUCKETS))
             + self.recency_embedding(log_bucket(age.clamp_min(0), GAP_BUCKETS))
             + self.step_surface_embedding(steps.surface_BS)
         )
         valid_BS = torch.arange(step_BSD.shape[1], device=now_ms_B.device) < steps.length_B[:, None]
-        return UserState(user_BU, self.attention.remember(self.step_norm(step_BSD)), valid_BS)
+        return UserState(
+            fields_BU[:, : self.shape.dim], self.user_first(user_BU), self.user_linear(user_BU),
+            self.attention.remember(self.step_norm(step_BSD)), valid_BS,
+        )  # fmt: skip
 
     def score(
-        self, user: UserState, video_BKD: Tensor, statistics_BKG: Tensor, position_BK: Tensor | None = None
+        self, user: UserState, video_BKV: Tensor, statistics_BKG: Tensor, position_BK: Tensor | None = None
     ) -> Scores:
         """The per-candidate part. ``position_BK`` (−1 unknown) is for training only: serving has none."""
-        dim = self.shape.dim
-        user_BKU = user.user_BU[:, None].expand(-1, video_BKD.shape[1], -1)
-        history_BKD = self.attention(video_BKD, user.memory_BSE, user.valid_BS)
-        statistics_BKG = (statistics_BKG - self.candidate_mean) * self.candidate_scale
-        x = torch.cat(
-            [user_BKU, video_BKD, history_BKD, user_BKU[..., :dim] * video_BKD, statistics_BKG], dim=-1
+        vector_BKD = video_BKV[..., : self.shape.dim]
+        history_BKD = self.attention(vector_BKD, user.memory_BSE, user.valid_BS)
+        statistics_BKG = _scaled(statistics_BKG, self.candidate_mean, self.candidate_scale)
+        candidate_BKC = torch.cat(
+            [video_BKV, history_BKD, user.vector_BD[:, None] * vector_BKD, statistics_BKG], dim=-1
         )
-        x = self.cross(self.norm(x.clamp(-8.0, 8.0)))
-        mixed = self.experts(x)
+        x = self.cross(user.first_BW[:, None] + self.candidate_first(candidate_BKC))
+        mixed = self.experts(self.dropout(F.gelu(x)))
         tasks = len(self.shape.tasks)
-        logit = (mixed[..., :tasks, :] * self.task_out).sum(-1) + self.task_bias + self.wide(x)
+        logit = (mixed[..., :tasks, :] * self.task_out).sum(-1)
+        logit = logit + user.linear_BT[:, None] + self.candidate_linear(candidate_BKC)
         if position_BK is not None:
             logit = logit + self.position_embedding((position_BK + 1).clamp(0, self.shape.positions))
         watch = self.watch_out(mixed[..., tasks, :]) if self.watch_out is not None else None
         order = self.order_out(mixed[..., -1, :]) if self.order_out is not None else None
         return Scores(logit, watch, order)
+
+
+def _scaled(statistics: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return ((statistics - mean) * scale).clamp(-MAX_STATISTIC, MAX_STATISTIC)

@@ -23,7 +23,7 @@ from models.ranker import Ranker, RankerShape
 from models.value import ValueFormula
 from models.watch import WatchBins
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILES = ("model.json", "model.safetensors", "counts.safetensors", "calibration.json", "value.json")
 
 

@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 from data.schema import TIME
 from data.vocabulary import Vocabulary
 from serving.exact import Mask, Rows
+from serving.recency import UNKNOWN_TIME, Recency
 from serving.schema import ProductTag
 
 Codes = npt.NDArray[np.int32]
-#: ``publish_ms`` of a video whose time of publication is not known.
-UNKNOWN_TIME = -1
 #: The code of a name that no row has.
 NO_SUCH = -1
 
@@ -96,6 +95,7 @@ class CatalogueFacts:
     product_rows: ListColumn
     product_ids: pa.Array
     _by_market: dict[int, tuple[Mask, Mask]] = field(default_factory=dict)
+    _recency: Recency | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -126,7 +126,8 @@ class CatalogueFacts:
         )
         count = videos.num_rows
         tags = _column(videos, "product_ids", pa.list_(ids.type))
-        published = pc.fill_null(_column(videos, "publish_time", TIME).cast(pa.int64()), UNKNOWN_TIME * 1000)
+        moments = _column(videos, "publish_time", TIME).cast(TIME)
+        published = pc.fill_null(moments.cast(pa.int64()), UNKNOWN_TIME * 1000)
         no_tags = ListColumn(np.zeros(0, np.int64), np.zeros(count + 1, np.int64), np.ones(count, bool))
         return cls(
             rows=count,
@@ -170,6 +171,18 @@ class CatalogueFacts:
     def shoppable(self, rows: Rows) -> Mask:
         """Bool per row: whether the video has product tags."""
         return self.product_rows.offset[rows + 1] > self.product_rows.offset[rows]
+
+    def recency(self) -> Recency:
+        """Which videos are new; sorted when first asked for."""
+        with self._lock:
+            if self._recency is None:
+                self._recency = Recency(
+                    self.publish_ms,
+                    self.creator.code,
+                    self.product_rows.offset,
+                    self.products.merchant.code[self.product_rows.value],
+                )
+            return self._recency
 
     def _masks(self, market: str | None) -> tuple[Mask, Mask]:
         code = 0 if market is None else int(self.market_names.rows([market])[0]) or NO_SUCH

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from serving.catalogue import CatalogueFacts
-from serving.exact import Mask, Rows, Vectors
+from serving.exact import NO_ROWS, Mask, Rows, Vectors
 from serving.exploration import ExplorationPreferences, draw, split_pool
 from serving.rules import Audience, admitted, names_of, refusals
 from serving.slate import Deck, PageCount, Relaxation, SlatePreferences, traits_of
 
 #: The source of candidates that campaigns brought in, and of the slots that they have.
 CAMPAIGN = "campaign"
+#: Why a newcomer has an exploration slot: it was promised one.
+FIRST_SHOWING = "first_showing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,13 @@ def build_page(
     random: np.random.Generator,
     claims: Sequence[Claim] = (),
     campaign_positions: Sequence[int] = (),
+    promised: Rows = NO_ROWS,
 ) -> Page:
     """Build a page of ``size`` videos, shorter only when admitted candidates run out.
 
     ``claims`` get the ``campaign_positions`` in their order, one slot each, where one of their videos keeps
-    every hard rule and every preference: for a campaign nothing gives way.
+    every hard rule and every preference: for a campaign nothing gives way. While any of the ``promised``
+    rows may stand on the page, its first exploration slot is drawn from them alone.
     """
     fired = refusals(candidates.row, facts, audience)
     allowed = admitted(candidates.row, fired)
@@ -144,6 +148,7 @@ def build_page(
     }
     taken = {slot.row for slot in fixed.values()}
     deck = Deck(usable.row, facts, without=taken)
+    owed = np.isin(usable.row, promised)
     wanted = [place for place in exploration.positions if place < size and place not in fixed]
     organic = [
         _organic(usable, index, relaxed)
@@ -160,7 +165,7 @@ def build_page(
             fixed[place] = replace(slot, cost=_cost(slot, usable, instead))
     pools: list[list[int]] = []
     while wanted:
-        pools = _pools(deck, count, exploration, len(wanted))
+        pools = _pools(deck, count, exploration, len(wanted), owed)
         if all(pools):
             break
         # what cannot explore is filled by score, before anything is drawn: nothing then depends on a draw
@@ -169,7 +174,8 @@ def build_page(
     for place, pool in zip(wanted, pools, strict=False):
         chosen = draw(pool, [float(usable.score[index]) for index in pool], exploration, random)
         index = chosen.candidate
-        fixed[place] = _slot(usable, index, "exploration", chosen.propensity, ("exploration",), index)
+        why = ("exploration", FIRST_SHOWING) if owed[index] else ("exploration",)
+        fixed[place] = _slot(usable, index, "exploration", chosen.propensity, why, index)
 
     slots = _merge(organic, fixed, size)
     relaxed_kinds = {kind for slot in slots for kind in slot.rules if kind in _RELAXATIONS}
@@ -179,18 +185,33 @@ def build_page(
 _RELAXATIONS = tuple(kind.value for kind in Relaxation)
 
 
-def _pools(deck: Deck, count: PageCount, exploration: ExplorationPreferences, slots: int) -> list[list[int]]:
-    """One sub-pool per exploration slot: any draw from each keeps every preference."""
+def _pools(
+    deck: Deck, count: PageCount, exploration: ExplorationPreferences, slots: int, owed: Mask
+) -> list[list[int]]:
+    """One sub-pool per exploration slot: any draw from each keeps every preference.
+
+    The first is of those ``owed`` alone, where any of them may have it; what they have in common with
+    others keeps these out of the other sub-pools.
+    """
     missing = max(0, count.least_shopping - count.shopping)
     room = count.most_shopping - count.shopping
     wants = [True if slot < missing else None if room >= slots else False for slot in range(slots)]
-    free = []
-    for index in deck.left[: exploration.pool]:
+    newcomers: list[tuple[int, bool, list[tuple[Relaxation, int]]]] = []
+    others = newcomers.copy()
+    for place, index in enumerate(deck.left):
+        if place >= exploration.pool and not owed[index]:
+            continue
         traits = deck.traits(index)
         caps_broken = count.breaks(traits) - {Relaxation.min_shopping_share, Relaxation.max_shopping_share}
         if not caps_broken:
-            free.append((index, traits.shopping, count.tight_keys(traits, slots)))
-    return split_pool(free, wants)
+            candidate = index, traits.shopping, count.tight_keys(traits, slots)
+            fits = owed[index] and wants[0] in (None, traits.shopping)
+            (newcomers if fits else others).append(candidate)
+    if not newcomers:
+        return split_pool(others, wants)
+    keys = {key for _, _, tight in newcomers for key in tight}
+    apart = [candidate for candidate in others if keys.isdisjoint(candidate[2])]
+    return [[index for index, _, _ in newcomers], *split_pool(apart, wants[1:])]
 
 
 def _place_claims(

@@ -12,6 +12,7 @@ from serving.rules import Audience, hidden_codes
 from serving.schema import FeedRequest, encode
 from serving.served import ServedPage, pack, response_of, served_slots
 from serving.sessions import KeptPage, Sessions, Turn
+from serving.shadow import Offers, ShadowRequest
 from serving.state import Store
 from serving.state.protocol import Id, Mark, PageRecord, TallyExceeded, UserState
 
@@ -27,6 +28,7 @@ class Feeder:
         metrics: Metrics,
         clock_ms: Callable[[], int],
         plans: Plans,
+        shadow: Offers,
     ) -> None:
         self._store = store
         self._sessions = sessions
@@ -34,6 +36,7 @@ class Feeder:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._plans = plans
+        self._shadow = shadow
 
     def close(self) -> None:
         """Answer what waits, then stop ranking."""
@@ -66,6 +69,7 @@ class Feeder:
             size=request.page_size,
             deadline=deadline,
             policy=policy,
+            followed=live.facts.creator.codes_of(state.marks.get(Mark.followed_creator, [])),
             traffic=running.rollout.traffic,
         )
         settings, campaigns = running.rollout.settings(arms), running.rollout.campaigns(user_id, market)
@@ -93,6 +97,18 @@ class Feeder:
                 continue
             if kept.body is record.body:
                 self._count(served)
+                self._shadow.offer(
+                    ShadowRequest(
+                        request_id=turn.request_id,
+                        user_id=user_id,
+                        steps=state.steps,
+                        surface=request.surface,
+                        live=live,
+                        audience=visit.audience,
+                        now_ms=now_ms,
+                        served=record.video_ids,
+                    )
+                )
             return kept
 
     def _count(self, served: ServedPage) -> None:

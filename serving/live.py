@@ -173,12 +173,17 @@ class Deployment:
         metrics: Metrics,
         *,
         poll_s: float = 1.0,
+        shown: bool = True,
     ) -> None:
-        """``bundles``: a directory with ``CURRENT``, or one bundle, which then never changes."""
+        """``bundles``: a directory with ``CURRENT``, or one bundle, which then never changes.
+
+        ``shown`` False is for a bundle that no user sees: it does not count as one that is served.
+        """
         self._place = Path(bundles)
         self._load = load
         self._metrics = metrics
         self._poll_s = poll_s
+        self._shown = shown
         self._live: LiveBundle | None = None
         self._looked_at: object = None
         self._stop = threading.Event()
@@ -233,7 +238,8 @@ class Deployment:
         start = time.perf_counter()
         _warm_up(live)
         before, self._live = self._live, live
-        self._metrics.serving(live.name, before.name if before else None)
+        if self._shown:
+            self._metrics.serving(live.name, before.name if before else None)
         self._metrics.swaps.labels("taken").inc()
         logger.info("serving bundle %s (warm in %.0f ms)", live.name, 1000 * (time.perf_counter() - start))
 

@@ -38,6 +38,11 @@ class Metrics:
         self.plans = counter("shopreel_plans", "Plans taken into force, or refused", ["result"])
         self.arms = counter("shopreel_arms", "Pages by experiment and arm", ["experiment", "arm"])
         self.campaign_slots = counter("shopreel_campaign_slots", "Slots given to campaigns", ["campaign"])
+        self.shadow = counter("shopreel_shadow", "Requests that the shadow scored or not", ["result"])
+        self.shadow_overlap = Histogram(
+            "shopreel_shadow_overlap", "Share of a page that the shadow would have shown too",
+            buckets=[place / 10 for place in range(11)], registry=registry,
+        )  # fmt: skip
         self.log_rows = counter("shopreel_log_rows", "Log rows written as Parquet")
         self.log_failures = counter("shopreel_log_failures", "Failed attempts to write Parquet")
         self.batch_size = Histogram(

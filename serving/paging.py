@@ -18,6 +18,7 @@ from serving.cursor import Cursor
 from serving.exact import Rows
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences
 from serving.feed import CAMPAIGN, Candidates, Page, build_page
+from serving.first_showings import FirstShowings, Owed
 from serving.live import LiveBundle
 from serving.metrics import Metrics
 from serving.pacing import Traffic
@@ -26,6 +27,7 @@ from serving.plan import ValuePatch, patched_value
 from serving.rules import Audience
 from serving.schema import MAX_PAGE_SIZE
 from serving.slate import NO_PREFERENCES, SlatePreferences
+from serving.sources import NO_SOURCES, SourceQuotas, further_candidates
 from serving.state import Store
 from serving.state.protocol import Id, Tally
 from serving.traffic_watch import TrafficWatch
@@ -66,6 +68,7 @@ class FeedSettings:
     exploration: ExplorationPreferences = NO_EXPLORATION
     value: ValuePatch | None = None
     campaigns: CampaignPreferences = NO_CAMPAIGNS
+    sources: SourceQuotas = NO_SOURCES
 
     def __post_init__(self) -> None:
         if not 1 <= self.page_size <= MAX_PAGE_SIZE:
@@ -74,6 +77,8 @@ class FeedSettings:
             raise ValueError("candidates, max_batch and max_queue must be at least 1")
         if both := set(self.campaigns.positions) & set(self.exploration.positions):
             raise ValueError(f"slot {min(both)} cannot both explore and be a campaign's")
+        if self.sources.promises and not self.exploration.positions:
+            raise ValueError("promised showings are drawn by exploration: set exploration.positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Visit:
     """Who asks for which page: the user as the model reads one, the rules that apply, and the moment.
 
     ``size`` None is the usual page; ``deadline`` is on the clock of :func:`time.monotonic`; ``policy``
-    names what decides; ``traffic`` None is learned.
+    names what decides; ``followed`` are creators by code; ``traffic`` None is learned.
     """
 
     user_id: Id
@@ -92,6 +97,7 @@ class Visit:
     size: int | None
     deadline: float
     policy: str
+    followed: Rows
     traffic: Traffic | None = None
 
 
@@ -112,6 +118,7 @@ class PageMaker:
         self._metrics = metrics
         self._secret = secret
         self._desk = CampaignDesk(store)
+        self._first_showings = FirstShowings(store)
         self._batcher: Batcher[RankRequest, RankedList] = Batcher(
             _rank_together,
             max_batch=settings.max_batch,
@@ -129,7 +136,9 @@ class PageMaker:
         size = visit.size or settings.page_size
         audience = visit.audience
         bids: list[Bid] = []
-        extra: dict[str, Rows] = {}
+        with self._metrics.stage("sources"):
+            owed = self._first_showings.owed(live, settings.sources, visit.now_ms)
+            extra = self._further_candidates(live, visit, settings.sources, owed)
         if campaigns and settings.campaigns.positions:
             with self._metrics.stage("campaigns"):
                 bids = self._desk.bids(
@@ -163,11 +172,13 @@ class PageMaker:
                     self._dice(visit.place),
                     self._desk.claims(bids, candidates),
                     settings.campaigns.positions,
+                    owed.rows,
                 )
             if len(page.slots) == size or len(ranked.video_row) < k:
                 break
             k *= GROWTH
         tallies = self._desk.tallies(bids, page.slots, visit.user_id, visit.now_ms)
+        tallies += self._first_showings.tallies(owed, [slot.row for slot in page.slots], settings.sources)
         if campaigns:
             tallies += TrafficWatch.tallies(audience.market, visit.now_ms)
         degraded = [*ranked.degraded, *(f"relaxed_{kind}" for kind in page.relaxed)]
@@ -188,6 +199,28 @@ class PageMaker:
         except Exception:
             logger.exception("ranking failed; falling back to popularity")
             return live.pipeline.popular(request, "ranking_failed")
+
+    def _further_candidates(
+        self, live: LiveBundle, visit: Visit, quotas: SourceQuotas, owed: Owed
+    ) -> dict[str, Rows]:
+        if quotas == NO_SOURCES:
+            return {}
+        audience = visit.audience
+
+        def popular(count: int) -> Rows:
+            request = RankRequest(visit.user, count, audience.excluded, audience.market)
+            return live.pipeline.popular(request, "").video_row
+
+        return further_candidates(
+            live.facts.recency(),
+            quotas,
+            now_ms=visit.now_ms,
+            eligible=live.facts.eligible(audience.market),
+            excluded=audience.excluded,
+            owed=owed.rows,
+            followed=visit.followed,
+            popular=popular,
+        )
 
     def _dice(self, place: Cursor) -> np.random.Generator:
         """The same for the same page, so that it can be built again; and nobody's to foresee."""

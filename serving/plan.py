@@ -62,6 +62,7 @@ class Arm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     slate: Patch = {}
     exploration: Patch = {}
     campaigns: Patch = {}
+    sources: Patch = {}
 
     def changes(self) -> Iterator[str]:
         """The settings that differ, by path, such as ``slate.creator_cap``."""
@@ -80,6 +81,7 @@ class Arm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "slate": self.slate,
             "exploration": self.exploration,
             "campaigns": self.campaigns,
+            "sources": self.sources,
         }
 
 

@@ -6,7 +6,7 @@ every replica and whoever looks at a log later agree on it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -126,14 +126,18 @@ def patched_settings(settings: FeedSettings, arm: Arm, where: str) -> FeedSettin
     """
     if unknown := sorted(set(arm.feed) - set(_FEED)):
         raise ConfigError(f"{where}.feed: no key {unknown[0]}; an arm may change {', '.join(_FEED)}")
-    for section in ("slate", "exploration", "campaigns"):
-        patch = arm.patches()[section]
-        if patch:
-            changed = _patched(getattr(settings, section), patch, f"{where}.{section}")
-            settings = replace(settings, **{section: changed})
-    if arm.feed:
-        settings = _patched(settings, arm.feed, f"{where}.feed")
-    return settings if arm.value is None else replace(settings, value=arm.value)
+    changed: dict[str, Any] = {
+        section: _patched(getattr(settings, section), patch, f"{where}.{section}")
+        for section, patch in arm.patches().items()
+        if patch and section != "feed"
+    }
+    if arm.value is not None:
+        changed["value"] = arm.value
+    try:
+        settings = replace(settings, **changed)
+    except ValueError as error:  # of sections that do not go together
+        raise ConfigError(f"{where}: {error}") from None
+    return _patched(settings, arm.feed, f"{where}.feed") if arm.feed else settings
 
 
 def _patched(preferences: P, patch: Patch, where: str) -> P:

@@ -28,6 +28,7 @@ from serving.metrics import Metrics
 from serving.plan_follower import PlanFollower
 from serving.server_config import LOG, NOW, Device, ServeConfig, Traces, moment_ms
 from serving.service import FeedService, wall_clock_ms
+from serving.shadow import Shadow, ShadowLog
 from serving.state import Store, open_store
 from serving.state.protocol import Id, StoreUnavailable
 from serving.tracing import NoTracing, otlp_tracing
@@ -114,7 +115,17 @@ def _service(
             poll_s=config.poll_s,
             missing=partial(_missing, deployment),
         )
-    service = FeedService(deployment, store, settings, metrics, secret=secret, clock_ms=clock_ms, plans=plans)
+    shadow = _Shadowing(config, load, metrics) if config.shadow.bundles is not None else None
+    service = FeedService(
+        deployment,
+        store,
+        settings,
+        metrics,
+        secret=secret,
+        clock_ms=clock_ms,
+        plans=plans,
+        shadow=None if shadow is None else shadow.shadow,
+    )
     stop = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(service, stop), name="sweeper", daemon=True)
     if housekeeping:
@@ -133,6 +144,8 @@ def _service(
             sweeper.join()
         if plans is not None:
             plans.close()
+        if shadow is not None:
+            shadow.close()
         deployment.close()
         service.close()
         tracing.close()
@@ -254,6 +267,26 @@ def _sweep(service: FeedService, stop: threading.Event) -> None:
             logger.exception("sweeping the store failed; it is tried again")
         else:
             logger.info("swept the store", extra={"rows": gone})
+
+
+class _Shadowing:
+    """The second bundle, the thread that scores with it, and where that is written."""
+
+    def __init__(self, config: ServeConfig, load: Callable[[Path], LiveBundle], metrics: Metrics) -> None:
+        assert config.shadow.bundles is not None
+        assert config.shadow.out is not None
+        self._deployment = Deployment(config.shadow.bundles, load, metrics, poll_s=config.poll_s, shown=False)
+        self._deployment.start()
+        self._log = ShadowLog(config.shadow.out, part_s=config.log_every_s)
+        self.shadow = Shadow(
+            lambda: self._deployment.live, config.shadow.settings(), self._log.write, metrics
+        )
+
+    def close(self) -> None:
+        """Write what was scored; leave the rest."""
+        self.shadow.close()
+        self._log.flush()
+        self._deployment.close()
 
 
 def _deploy(load: Callable[[Path], LiveBundle], metrics: Metrics, poll_s: float, bundles: str) -> Deployment:

@@ -11,7 +11,9 @@ from serving.app import HttpSettings
 from serving.exploration import ExplorationPreferences
 from serving.paging import CampaignPreferences, FeedSettings
 from serving.schema import MAX_PAGE_SIZE
+from serving.shadow import ShadowSettings
 from serving.slate import SlatePreferences
+from serving.sources import SourceQuotas
 from serving.state import Limits
 from serving.state.protocol import DAY_MS
 
@@ -101,6 +103,49 @@ class ExplorationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SourcesConfig:
+    """The ``sources`` section: candidates besides those of the towers, and what newcomers are promised."""
+
+    fresh: int
+    fresh_days: float
+    popular: int
+    followed: int
+    video_showings: int
+    merchant_showings: int
+    merchant_days: float
+
+    def quotas(self) -> SourceQuotas:
+        """The same as the pages take it."""
+        return SourceQuotas(**asdict(self))
+
+    def __post_init__(self) -> None:
+        with _section("sources"):
+            self.quotas()
+
+
+@dataclass(kw_only=True, slots=True)
+class ShadowConfig:
+    """The ``shadow`` section: a second bundle that ranks some requests too, unseen."""
+
+    bundles: str | None
+    out: str | None
+    share: float
+    depth: int
+    load: float
+    max_queue: int
+
+    def settings(self) -> ShadowSettings:
+        """The same as the shadow takes it."""
+        return ShadowSettings(share=self.share, depth=self.depth, load=self.load, max_queue=self.max_queue)
+
+    def __post_init__(self) -> None:
+        with _section("shadow"):
+            self.settings()
+        if (self.bundles is None) != (self.out is None):
+            raise ConfigError("shadow: bundles says who ranks, out where it is written: give both or none")
+
+
+@dataclass(kw_only=True, slots=True)
 class CampaignsConfig:
     """The ``campaigns`` section."""
 
@@ -178,6 +223,8 @@ class ServeConfig:
     slate: SlateConfig
     exploration: ExplorationConfig
     campaigns: CampaignsConfig
+    sources: SourcesConfig
+    shadow: ShadowConfig
     memory: MemoryConfig
     http: HttpConfig
 
@@ -209,6 +256,7 @@ class ServeConfig:
             slate=self.slate.preferences(),
             exploration=self.exploration.preferences(),
             campaigns=self.campaigns.preferences(),
+            sources=self.sources.quotas(),
             max_batch=self.feed.max_batch,
             max_queue=self.feed.max_queue,
         )

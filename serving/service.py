@@ -29,6 +29,7 @@ from serving.schema import (
 )
 from serving.served import explanation_of
 from serving.sessions import Sessions
+from serving.shadow import NoShadow, Offers
 from serving.state import Store
 
 logger = logging.getLogger("shopreel.service")
@@ -57,10 +58,11 @@ class FeedService:
         secret: bytes | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
         plans: Plans | None = None,
+        shadow: Offers | None = None,
     ) -> None:
         """``secret`` signs cursors; None takes the one that the store keeps for all its replicas.
 
-        ``plans`` tells which plan is in force; None: none.
+        ``plans`` tells which plan is in force, ``shadow`` hears of every page; None: none.
         """
         secret = secret or store.secret()
         self.metrics = metrics
@@ -77,6 +79,7 @@ class FeedService:
             metrics,
             clock_ms,
             self._plans,
+            shadow or NoShadow(),
         )
 
     def feed(self, request: FeedRequest, deadline: float = NEVER) -> bytes:

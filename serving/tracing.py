@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from data.errors import ConfigError
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanProcessor
+    from opentelemetry.sdk.trace import SpanProcessor
 
 #: Tells the span how its request was answered.
 Told = Callable[[int], None]

@@ -31,9 +31,10 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """When to stop, save and log, how fast to start. ``max_seconds`` counts over resumed sessions.
+    """When to stop, save and log, how fast to start and (``decay_steps`` above 0) to end.
 
     After each epoch without a better validation the learning rate is multiplied by ``plateau_factor``.
+    ``max_seconds`` counts over resumed sessions.
     """
 
     max_epochs: int
@@ -43,6 +44,7 @@ class Budget:
     log_steps: int
     warmup_steps: int
     clip_norm: float
+    decay_steps: int = 0
     plateau_factor: float = 1.0
 
 
@@ -113,7 +115,7 @@ def is_over(progress: Progress, budget: Budget) -> bool:
 def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_Clock") -> bool:
     """Run the rest of the current epoch; True when the time ran out within it."""
     log.begin_epoch(progress.epoch)
-    warm, optimizers = warmup(budget.warmup_steps), parts.placement.optimizers
+    warm, optimizers = warmup(budget.warmup_steps, budget.decay_steps), parts.placement.optimizers
     slowed = budget.plateau_factor**progress.plateaus
     total, count = 0.0, 0
     batches = prefetch(parts.loader)

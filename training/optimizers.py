@@ -1,10 +1,12 @@
 """AdamW for the dense part and small tables, row-wise Adagrad for large tables, stepped as one."""
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 #: Added to the root of row-wise Adagrad's sum; what fbgemm is told, too.
 ADAGRAD_EPSILON = 1e-8
@@ -46,12 +48,15 @@ class RowWiseAdagrad(torch.optim.Optimizer):
             for table in group["params"]:
                 if table.grad is None:
                     continue
-                gradient = table.grad.coalesce()
-                rows, gradient_RD = gradient.indices()[0], gradient.values()
+                rows, gradient_RD = gradient_by_row(table.grad)
                 total = self.total_of(table)
-                sum_R = total[rows] + gradient_RD.square().mean(1)
+                sum_R = total[rows] + torch.linalg.vector_norm(gradient_RD, dim=1).square_() / table.shape[1]
                 total[rows] = sum_R
-                table[rows] -= group["lr"] * gradient_RD / (sum_R.sqrt() + ADAGRAD_EPSILON)[:, None]
+                gradient_RD /= (sum_R.sqrt_() + ADAGRAD_EPSILON)[:, None]
+                update = torch.sparse_coo_tensor(
+                    rows[None], gradient_RD, table.shape, is_coalesced=True, check_invariants=False
+                )
+                table.add_(update, alpha=-group["lr"])
 
     def total_of(self, table: nn.Parameter) -> Tensor:
         """The sums of a table's rows ``[rows]``, zeros before its first step."""
@@ -59,6 +64,18 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         if "sum" not in state:
             state["sum"] = torch.zeros(table.shape[0], device=table.device)
         return state["sum"]
+
+
+def gradient_by_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The touched rows ``[R]``, ascending, and the sum of each one's gradients ``[R, D]``.
+
+    What ``coalesce`` gives, in a quarter of its time on CPU: the sums are a pooled lookup in the gradients,
+    which reads each once.
+    """
+    row_L, order_L = gradient._indices()[0].sort(stable=True)
+    rows, count_R = torch.unique_consecutive(row_L, return_counts=True)
+    starts = F.pad(count_R.cumsum(0), (1, 0))
+    return rows, F.embedding_bag(order_L, gradient._values(), starts, mode="sum", include_last_offset=True)
 
 
 class Optimizers:
@@ -108,6 +125,14 @@ def dense_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
     return state
 
 
-def warmup(steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear from 0 to 1 over ``steps``, then 1."""
-    return lambda step: min(1.0, (step + 1) / max(steps, 1))
+def warmup(steps: int, decay_steps: int = 0) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: linear from 0 to 1 over ``steps``, then 1; times half a cosine
+    from 1 to 0 over ``decay_steps`` where those are given.
+    """
+
+    def factor(step: int) -> float:
+        rising = min(1.0, (step + 1) / max(steps, 1))
+        falling = 0.5 * (1.0 + math.cos(math.pi * min(step / decay_steps, 1.0))) if decay_steps else 1.0
+        return rising * falling
+
+    return factor

@@ -29,6 +29,7 @@ class RankerConfig(ModelConfig):
 
     field_dim: int = MISSING
     dim: int = MISSING
+    width: int = MISSING
     heads: int = MISSING
     cross_layers: int = MISSING
     cross_rank: int = MISSING
@@ -36,12 +37,14 @@ class RankerConfig(ModelConfig):
     hidden: int = MISSING
     dropout: float = MISSING
     id_dropout: float = MISSING
+    id_rows: int = MISSING
     max_steps: int = MISSING
     half_life_days: list[float] = MISSING
     watch_bins: int = MISSING
     watch_groups: int = MISSING
     watch_weight: float = MISSING
     order_weight: float = MISSING
+    counterfactual_weight: float = MISSING
     train_days: int = MISSING
     batch_size: int = MISSING
     max_epochs: int = MISSING
@@ -55,12 +58,14 @@ class RankerConfig(ModelConfig):
         if not 0 <= self.dropout < 1 or not 0 <= self.id_dropout < 1:
             raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
         for key in (
-            "field_dim", "dim", "heads", "cross_layers", "cross_rank", "experts", "hidden", "max_steps",
-            "watch_groups", "batch_size", "max_epochs", "patience",
+            "field_dim", "dim", "width", "heads", "cross_layers", "cross_rank", "experts", "hidden",
+            "max_steps", "watch_groups", "id_rows", "batch_size", "max_epochs", "patience",
         ):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         if not self.half_life_days or min(self.half_life_days) <= 0:
             raise ValueError("model.half_life_days must list at least one number of days above 0")
+        if self.counterfactual_weight < 0:
+            raise ValueError("model.counterfactual_weight must be at least 0")
         if self.train_days < 0 or self.watch_bins < 0:
             raise ValueError("model.train_days and model.watch_bins must be at least 0")

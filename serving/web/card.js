@@ -57,7 +57,7 @@ export class Card {
   }
 
   #badge() {
-    if (this.slot.campaign_id) return element("p", { class: "badge paid" }, "Sponsored");
+    if (this.slot.campaign_id) return element("p", { class: "badge paid" }, this.slot.label ?? "Sponsored");
     if (this.slot.source === "exploration") return element("p", { class: "badge" }, "Something new");
     if (this.slot.source === "popularity") return element("p", { class: "badge" }, "Popular now");
     return null;

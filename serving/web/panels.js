@@ -1,6 +1,6 @@
 // What stands around the feed: why a video was chosen, how the server is doing, what is in the bag.
 
-import { metrics } from "./api.js";
+import { get, metrics } from "./api.js";
 import { element } from "./card.js";
 
 const SOURCES = {
@@ -8,9 +8,11 @@ const SOURCES = {
   popularity: "Popular here: the model could not be asked in time, so this is what others watch.",
   exploration: "Drawn by lot: some slots explore, with a probability that is written down.",
   campaign: "Paid for: a campaign reserved this slot.",
-  fresh: "New: every new video gets its first viewers.",
+  fresh: "New: among the latest videos, and then on its own merit.",
   followed: "From a creator you follow.",
+  popular: "Popular in this market, and then on its own merit.",
 };
+const GAVE_WAY = { exploration: "drawn by lot", first_showing: "a newcomer's promised showing", campaign: "a campaign's slot" };
 const RULES = {
   already_shown: "shown before", hidden_video: "hidden by you", hidden_creator: "creator hidden", hidden_merchant: "shop hidden",
   market: "not for this market, or sold out", language: "another language",
@@ -34,7 +36,8 @@ export function showWhy(panel, card, page) {
       row("Propensity", video.propensity === 1 ? "1 (certain)" : video.propensity.toPrecision(4)),
       row("Your history", `${page.history_steps} steps read`),
       row("Market", page.market ?? "any"),
-      row("Gave way", why.rules.length ? why.rules.join(", ").replaceAll("_", " ") : "nothing"),
+      row("Gave way", why.rules.length ? why.rules.map((rule) => GAVE_WAY[rule] ?? rule.replaceAll("_", " ")).join(", ") : "nothing"),
+      ...(page.experiments ? [row("Experiments", Object.entries(page.experiments).map(([name, arm]) => `${name}: ${arm}`).join(", ").replaceAll("_", " "))] : []),
       row("Refused", refused.length ? refused.join(", ") : "nobody"),
       row("Bundle", page.bundle)),
     element("p", { class: "fine" }, "From POST /v1/explain. Request ", element("code", {}, page.request_id)));
@@ -67,8 +70,24 @@ function quantile(samples, name, label, value, q) {
   return from;
 }
 
+/** How far a campaign is: bright what is spent, dim what is due by now, of the budget of its day or flight. */
+function pacing(campaign) {
+  const { pace } = campaign;
+  const unit = (amount) => (campaign.guaranteed ? `${Math.round(amount)}` : `${(amount / 100).toFixed(2)} ${campaign.currency}`);
+  const bar = element("span", { class: "bar" }, element("i", { class: "all" }), element("i"));
+  bar.children[0].style.transform = `scaleX(${pace ? pace.due / pace.budget : 0})`;
+  bar.children[1].style.transform = `scaleX(${pace ? pace.spent / pace.budget : 0})`;
+  const name = campaign.campaign_id.replaceAll("_", " ");
+  const told = pace ? `${unit(pace.spent)} of ${unit(pace.budget)}, ${unit(pace.due)} due` : campaign.flight;
+  return element("div", { class: "campaign" },
+    element("div", { role: "img", "aria-label": `${name}: ${told}` }, element("em", {}, name), bar, element("small", {}, told)),
+    element("p", { class: "fine" }, `${campaign.impressions} slots; they cost ${(campaign.cost_watch_ms / 1000).toFixed(1)} s of predicted watch time and ${campaign.cost_orders.toFixed(4)} orders`,
+      campaign.missing_videos.length ? `; ${campaign.missing_videos.length} videos are not in the catalogue` : ""));
+}
+
 export async function showServer(panel) {
-  const samples = parse(await metrics());
+  const [text, { campaigns }] = await Promise.all([metrics(), get("/v1/campaigns")]);
+  const samples = parse(text);
   const of = (name) => samples.filter((s) => s.name === name);
   const ms = (value) => (value === null ? "–" : `${(1000 * value).toFixed(1)} ms`);
   const stages = of("shopreel_stage_seconds_count").map((s) => s.labels.stage);
@@ -87,6 +106,10 @@ export async function showServer(panel) {
       return element("div", {}, element("em", {}, stage), bar, element("small", {}, ms(p99)));
     })),
     element("h3", {}, "Videos handed out, by source"), element("dl", {}, ...list("shopreel_slots_total", "source")),
+    element("h3", {}, "Campaigns: spent, and due by now"),
+    ...(campaigns.length ? campaigns.map(pacing) : [element("p", { class: "fine" }, "No plan has any.")]),
+    ...(of("shopreel_arms_total").length ? [element("h3", {}, "Pages by experiment and arm"),
+      element("dl", {}, ...of("shopreel_arms_total").map((s) => row(`${s.labels.experiment}: ${s.labels.arm}`.replaceAll("_", " "), s.value)))] : []),
     element("h3", {}, "Events taken in"), element("dl", {}, ...list("shopreel_events_total", "kind")),
     element("h3", {}, "Degraded"), element("dl", {}, ...(of("shopreel_degraded_total").length ? list("shopreel_degraded_total", "reason") : [row("nothing", 0)])),
     element("p", { class: "fine" }, "From ", element("a", { href: "/metrics" }, "/metrics"), ". The API: ", element("a", { href: "/docs" }, "/docs"), "."));

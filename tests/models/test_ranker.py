@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from data.counters import DecayedCounts
 from data.errors import ConfigError
 from models.calibration import Calibration, calibration_error, normalised_entropy
-from models.heads import expected_order_value, log_probabilities, order_value_loss, task_losses
+from models.heads import (
+    counterfactual_losses,
+    expected_order_value,
+    log_probabilities,
+    order_value_loss,
+    task_losses,
+)
+from models.ranker import Ranker, RankerShape, UserState
+from models.ranker_export import ExportedScorer, can_export, export_scorer
 from models.value import ValueFormula
 from models.watch import WatchBins, expected_watch_ms, ordinal_targets
 
@@ -34,6 +42,56 @@ def test_unknown_labels_take_part_in_no_loss():
     assert (logit.grad[:3, 0] != 0).all()
     assert (logit.grad[3:] == 0).all()
     assert (logit.grad[:, 1] == 0).all()
+
+
+def test_counterfactual_loss_is_that_of_all_impressions_not_of_those_that_got_there():
+    g = torch.Generator().manual_seed(5)
+    size = 200_000
+    reach = torch.where(torch.rand(size, generator=g) < 0.5, 0.2, 0.8)
+    would = (torch.rand(size, generator=g) < torch.where(reach > 0.5, 0.7, 0.1)).float()
+    reached = (torch.rand(size, generator=g) < reach).float()
+    logit = torch.stack([torch.logit(reach), torch.full((size,), -0.4)], 1).requires_grad_()
+    true, known = torch.stack([reached, would * reached], 1), torch.ones(size, 2)
+    loss = counterfactual_losses(logit, true, known, (-1, 0))
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    wanted = cross_entropy(logit[:, 1], would)
+    got_there = cross_entropy(logit[reached > 0, 1], would[reached > 0])
+    assert loss[0] == 0.0
+    assert loss[1].item() == pytest.approx(wanted.item(), rel=0.02)
+    assert abs(loss[1].item() - got_there.item()) > 0.05
+    loss.sum().backward()
+    assert (logit.grad[:, 0] == 0).all(), "the chance of getting there is not bent to lower the loss"
+    nobody = counterfactual_losses(logit, torch.zeros(size, 2), known, (-1, 0))
+    assert nobody.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_export(), reason="no C++ compiler to export the ranker with")
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+def test_the_exported_scorer_says_what_the_eager_model_says(tmp_path):
+    shape = RankerShape(
+        video_rows={"video_id": 20}, video_dense={}, user_rows={"user_age": 5}, user_dense={}, surfaces=3,
+        markets=2, tasks=("click", "product_click", "purchase"), parents=(-1, 0, 1), watch_bins=4,
+        watch_groups=2, order_value=True, positions=3, user_statistics=6, candidate_statistics=5, field_dim=4,
+        dim=8, width=16, heads=2, cross_layers=2, cross_rank=4, experts=2, hidden=8, dropout=0.3,
+        use_time=True,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    model = Ranker(shape).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    export_scorer(model, tmp_path / "scorer.pt2")
+    exported = ExportedScorer(model, tmp_path / "scorer.pt2")
+    with torch.inference_mode():
+        for candidates, steps in ((500, 100), (2, 2), (1, 9), (7, 0), (64, 1)):
+            valid = torch.rand(1, steps) < 0.8
+            user = UserState(torch.randn(1, 8), torch.randn(1, 16), torch.randn(1, 3),
+                             torch.randn(1, steps + 1, 16), valid)  # fmt: skip
+            video, statistics = torch.randn(1, candidates, model.videos.width), torch.randn(1, candidates, 5)
+            eager, other = (part.score(user, video, statistics) for part in (model, exported))
+            torch.testing.assert_close(other.task_BKT, eager.task_BKT, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(other.watch_BKE, eager.watch_BKE, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(other.order_BK2, eager.order_BK2, atol=1e-4, rtol=1e-4)
 
 
 def test_order_value_recovers_a_lognormal_and_ignores_what_was_not_bought():

@@ -28,7 +28,9 @@ from serving.plan import Plan
 from serving.plan_follower import FixedPlan
 from serving.rollout import Rollout
 from serving.service import FeedService
+from serving.shadow import Offers
 from serving.slate import NO_PREFERENCES, SlatePreferences
+from serving.sources import NO_SOURCES, SourceQuotas
 from serving.state import Limits, Store, open_store
 from serving.state.protocol import DAY_MS
 
@@ -55,7 +57,9 @@ HTTP = HttpSettings(
 )
 
 
-def videos_table(ids: Sequence[int | str], markets: bool = False) -> pa.Table:
+def videos_table(
+    ids: Sequence[int | str], markets: bool = False, publish_ms: Sequence[int | None] | None = None
+) -> pa.Table:
     """Row 0 null; creator v mod 7; even videos carry product v; with ``markets``, every third is US only."""
     count = len(ids)
     columns = {
@@ -67,6 +71,8 @@ def videos_table(ids: Sequence[int | str], markets: bool = False) -> pa.Table:
             [None, *([v] if v % 2 == 0 else [] for v in range(1, count + 1))], pa.list_(pa.int64())
         ),
     }
+    if publish_ms is not None:
+        columns["publish_time"] = pa.array([None, *publish_ms], pa.timestamp("ms", "UTC"))
     if markets:
         columns["markets"] = pa.array(
             [None, *(["US"] if v % 3 == 0 else None for v in range(1, count + 1))], pa.list_(pa.string())
@@ -101,6 +107,7 @@ class CircleRanker:
     heads: bool = False
     formula: ValueFormula | None = None
     gate: threading.Event = field(default_factory=threading.Event)
+    extras: list[dict[str, list[int]]] = field(default_factory=list)
     histories: list[list[int]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -116,6 +123,8 @@ class CircleRanker:
         if self.fail:
             raise RuntimeError("the model is broken")
         with self.lock:
+            found = [{name: rows.tolist() for name, rows in request.extra.items()} for request in requests]
+            self.extras += found
             self.histories += [request.user.history.video_row.tolist() for request in requests]
         return [self._joined(request, self.scores(request.user.user_row)) for request in requests]
 
@@ -168,10 +177,11 @@ def fake_bundle(
     text_ids: bool = False,
     markets: bool = False,
     ranker: bool = False,
+    publish_ms: Sequence[int | None] | None = None,
 ) -> LiveBundle:
     """A bundle of ``count`` videos; ids are 1 … count, or ``v001`` … as text."""
     ids = [f"v{v:03}" for v in range(1, count + 1)] if text_ids else list(range(1, count + 1))
-    videos = videos_table(ids, markets)
+    videos = videos_table(ids, markets, publish_ms)
     products = products_table(count)
     facts = CatalogueFacts.of(videos, products)
     return LiveBundle(
@@ -205,6 +215,7 @@ class World:
     limits: Limits
     now_ms: int = NOW
     plans: FixedPlan | None = None
+    shadow: Offers | None = None
 
     def __post_init__(self) -> None:
         self.open()
@@ -224,6 +235,7 @@ class World:
             self.metrics,
             clock_ms=lambda: self.now_ms,
             plans=self.plans,
+            shadow=self.shadow,
         )
 
     def close(self) -> None:
@@ -251,9 +263,10 @@ def make_world(
     limits: Limits = LIMITS,
     plan: Plan | None = None,
     campaigns: CampaignPreferences = NO_CAMPAIGNS,
+    sources: SourceQuotas = NO_SOURCES,
     **settings: int,
 ) -> World:
     numbers = {"page_size": 10, "candidates": 50, "max_batch": 16, "max_queue": 256} | settings
-    feed = FeedSettings(slate=slate, exploration=exploration, campaigns=campaigns, **numbers)
+    feed = FeedSettings(slate=slate, exploration=exploration, campaigns=campaigns, sources=sources, **numbers)
     plans = None if plan is None else FixedPlan(Rollout(plan, feed))
     return World(folder, FakeDeployment(bundle or fake_bundle()), feed, limits, plans=plans)

@@ -153,6 +153,53 @@ def test_every_page_keeps_every_promise(
             assert position in exploration.positions
 
 
+#: The documented order in which preferences give way.
+ORDER = [
+    "lookahead", "min_shopping_share", "brand_cap", "merchant_cap", "product_cap", "creator_cap",
+    "max_shopping_share",
+]  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(ROWS, st.integers(1, 20), SLATES)
+def test_preferences_give_way_in_the_documented_order_and_no_earlier_than_they_must(
+    rows: list[int], size: int, slate: SlatePreferences
+) -> None:
+    """Slot by slot: whatever gave way, nothing left over could have stood there with less given up."""
+    assert [kind.value for kind in Relaxation] == ORDER
+    allowed = [row for row in rows if not forbidden(row, ANYBODY)]
+    page = page_of(rows, size, slate)
+    above: list[int] = []
+    for slot in page.slots:
+        left = [row for row in allowed if row not in above]
+        stages = {row: stage_of(row, place, above, size, slate) for place, row in enumerate(left)}
+        assert stages[slot.row] == min(stages.values())
+        assert slot.row == next(row for row in left if stages[row] == stages[slot.row])  # the best of those
+        assert max((ORDER.index(kind) + 1 for kind in slot.rules), default=0) == stages[slot.row]
+        above.append(slot.row)
+    assert set(page.relaxed) == {kind for slot in page.slots for kind in slot.rules}
+
+
+def stage_of(row: int, place: int, above: list[int], size: int, slate: SlatePreferences) -> int:
+    """How far preferences must give way for ``row`` to stand below ``above``: 0 … 7."""
+    stage = 1 if place >= slate.lookahead else 0
+    sells = [other for other in above if other % 2 == 0]
+    most = int(np.floor(slate.max_shopping_share * size + 1e-9))
+    least = min(most, int(np.ceil(slate.min_shopping_share * size - 1e-9)))
+    if row % 2 and size - len(above) <= least - len(sells):
+        stage = 2
+    if row % 2 == 0:
+        if slate.brand_cap and sum(other % 10 == row % 10 for other in sells) >= slate.brand_cap:
+            stage = 3
+        if slate.merchant_cap and sum(other % 6 == row % 6 for other in sells) >= slate.merchant_cap:
+            stage = 4
+    if slate.creator_cap and sum(other % 7 == row % 7 for other in above) >= slate.creator_cap:
+        stage = 6
+    if row % 2 == 0 and len(sells) >= most:
+        stage = 7
+    return stage
+
+
 def test_without_preferences_a_page_is_the_best_in_order() -> None:
     rows = [7, 3, 9, 1, 5, 11]
     page = page_of(rows, 4)

@@ -164,6 +164,8 @@ def test_a_plan_that_makes_no_sense_is_refused_in_one_line(text: str, tmp_path: 
         ({"slate": {"creator_cap": -1}}, "a cap is a number"),
         ({"slate": {"creator_cap": "two"}}, "Expected `int`, got `str`"),
         ({"exploration": {"positions": [1, 1]}}, "names a position twice"),
+        ({"exploration": {"positions": [3]}, "campaigns": {"positions": [3]}}, "slot 3 cannot both"),
+        ({"sources": {"fresh": 5, "video_showings": 2}}, "set exploration.positions"),
         ({"feed": {"max_queue": 1}}, "no key max_queue; an arm may change page_size, candidates"),
         ({"feed": {"page_size": 101}}, "page_size 101"),
     ],

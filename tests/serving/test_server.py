@@ -238,3 +238,55 @@ def _logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+PLAN = """
+experiments:
+  model:
+    arms:
+      control: {weight: 1}
+      other: {weight: 1, bundles: BUNDLES/OTHER}
+campaigns:
+  spring:
+    videos: [VIDEO, no such video]
+    starts: 2020-01-01T00:00:00Z
+    ends: 2120-01-01T00:00:00Z
+    impressions: {total: 1000000}
+"""
+
+
+@pytest.mark.slow
+def test_plan_and_shadow_on_real_bundles(published: Published, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    video = pq.read_table(published.market / "videos.parquet")["video_id"][7].as_py()
+    text = PLAN.replace("BUNDLES", str(published.bundles)).replace("OTHER", published.other)
+    (tmp_path / "plan.yaml").write_text(text.replace("VIDEO", str(video)))
+    out = tmp_path / "shadow"
+    shadow = [f"shadow.bundles={published.bundles / published.other}", f"shadow.out={out}", "shadow.share=1"]
+    words = [f"plan={tmp_path}/plan.yaml", "campaigns.positions=[1]", "shadow.load=1", *shadow]
+    server = Process(published, published.bundles, tmp_path, *words)
+    served: dict[str, str] = {}
+    campaigns: list[str] = []
+    for user in range(1, 41):
+        page = server.feed(user_id=f"user {user}", page_size=4)
+        served[page["experiments"]["model"]] = page["bundle"]
+        campaigns += [video["campaign_id"] for video in page["videos"] if "campaign_id" in video]
+    assert served == {"control": published.live, "other": published.other}
+    status, body = server.call("/v1/campaigns")
+    (told,) = json.loads(body)["campaigns"]
+    assert (status, told["campaign_id"], told["missing_videos"]) == (200, "spring", ["no such video"])
+    assert told["impressions"] == told["spent"] == len(campaigns)
+    text = server.call("/metrics")[1].decode()
+    assert f'shopreel_bundle{{bundle="{published.other}"}} 1.0' in text
+    for stage in ("session", "state", "sources", "campaigns", "encode", "retrieve", "rank", "page", "commit"):
+        assert f'shopreel_stage_seconds_count{{stage="{stage}"}}' in text
+    # a plan that makes no sense changes nothing
+    (tmp_path / "plan.yaml").write_text("experiments: [")
+    time.sleep(0.3)
+    assert server.feed(user_id="user 1", page_size=4)["experiments"]
+    assert server.end(signal.SIGTERM) == 0
+    assert any("plan refused" in line["message"] for line in server.lines)
+    rows = pq.read_table(out).to_pylist()
+    assert {row["bundle"] for row in rows} == {published.other}
+    assert {row["stage"] for row in rows} == {"shadow"}

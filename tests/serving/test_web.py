@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
 from data.schema import LABEL_BIT
 from serving.app import create_app
+from serving.paging import CampaignPreferences
+from serving.plan import Plan
+from serving.plan_follower import Running
+from serving.rollout import Rollout
 from serving.state.protocol import Mark
 from tests.serving.fake_world import HTTP, NOW, World, make_world
 
@@ -26,9 +31,20 @@ FLAGS = [
 ]  # fmt: skip
 
 
+CAMPAIGN = {
+    "campaigns": {
+        "spring_sale": {
+            "videos": [41], "impressions": {"total": 100}, "label": "Anzeige",
+            "starts": "2023-11-01T00:00:00Z", "ends": "2023-12-01T00:00:00Z",
+        }
+    },
+    "experiments": {"x": {"arms": {"control": {"weight": 1}, "other": {"weight": 0}}}},
+}  # fmt: skip
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    world = make_world(tmp_path)
+    world = make_world(tmp_path, plan=Plan(), campaigns=CampaignPreferences((1,)))
     yield world
     world.close()
 
@@ -155,6 +171,30 @@ def test_reasons_figures_and_another_user(world: World, url: str, browser: Any) 
     browser.set_viewport_size({"width": 390, "height": 800})
     browser.click("[data-panel=you]")
     browser.wait_for_selector("#you.open")
+
+
+@pytest.mark.browser
+def test_campaigns_are_labelled_and_the_dashboard_shows_their_pace(
+    world: World, url: str, browser: Any
+) -> None:
+    world.plans.running = Running(Rollout(msgspec.convert(CAMPAIGN, Plan), world.settings))
+    browser.goto(f"{url}/?user=5")
+    assert [current(browser), scroll_to_next(browser), scroll_to_next(browser)] == [5, 41, 6]
+    browser.keyboard.press("ArrowUp")
+    until(lambda: current(browser) == 41)
+    assert browser.inner_text(".card.playing .badge") == "Anzeige"
+    browser.keyboard.press("w")
+    browser.wait_for_selector("#why dl")
+    until(lambda: "a campaign's slot" in browser.inner_text("#why"))
+    assert "Paid for" in browser.inner_text("#why")
+    assert "x: control" in browser.inner_text("#why")
+    browser.click("#tab-server")
+    browser.wait_for_selector("#server .campaign")
+    told = browser.inner_text("#server .campaign")
+    assert "spring sale" in told
+    assert "1 of 100" in told
+    assert "1 slots" in told
+    assert "x: control" in browser.inner_text("#server")
 
 
 @pytest.mark.browser

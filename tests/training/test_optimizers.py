@@ -6,9 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
-from models.embeddings import FeatureBatch, PlainTables, initial_rows
-from training.optimizers import ADAGRAD_EPSILON, Optimizers, RowWiseAdagrad, build_adamw, dense_state, warmup
+from models.embeddings import FeatureBatch, PlainTables, bag_means, initial_rows
+from training.optimizers import (
+    ADAGRAD_EPSILON,
+    Optimizers,
+    RowWiseAdagrad,
+    build_adamw,
+    dense_state,
+    gradient_by_row,
+    warmup,
+)
 
 
 def bags(values: list[list[int]]) -> FeatureBatch:
@@ -44,6 +53,36 @@ def test_row_wise_adagrad_is_its_formula_on_touched_rows(values, steps):
             expected -= 0.1 * gradient / (total.sqrt() + ADAGRAD_EPSILON)[:, None]
     np.testing.assert_allclose(table.detach(), expected, atol=1e-4)
     np.testing.assert_allclose(optimizer.total_of(table), total, rtol=1e-3, atol=1e-6)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=6))
+def test_bag_means_are_those_of_torch(values):
+    """Forward and backward, with bags of several values, of one and of none."""
+    batch = bags(values).bags["tags"]
+    weights = [
+        torch.randn(10, 4, generator=torch.Generator().manual_seed(1), requires_grad=True) for _ in "ab"
+    ]
+    goal = torch.randn(len(values), 4)
+    if not batch[0].numel():
+        return
+    ours = bag_means(weights[0], *batch)
+    theirs = F.embedding_bag(batch[0], weights[1], batch[1], mode="mean", include_last_offset=True)
+    for found in (ours, theirs):
+        (found * goal).sum().backward()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(weights[0].grad, weights[1].grad)
+
+
+@pytest.mark.parametrize("lookups", [0, 1, 50])
+def test_gradient_by_row_is_coalesce(lookups):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(7, (1, lookups), generator=generator)
+    gradient = torch.sparse_coo_tensor(
+        rows, torch.randn(lookups, 3, generator=generator), (7, 3), check_invariants=True
+    )
+    found, expected = gradient_by_row(gradient), gradient.coalesce()
+    assert found[0].equal(expected.indices()[0])
+    torch.testing.assert_close(found[1], expected.values())
 
 
 def test_small_tables_stay_dense():
@@ -134,6 +173,8 @@ def test_restored_state_continues_exactly():
 def test_warmup():
     assert [warmup(4)(step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
     assert warmup(0)(0) == 1.0
+    falling = warmup(2, 8)
+    assert [round(falling(step), 6) for step in (0, 4, 8, 100)] == [0.5, 0.5, 0.0, 0.0]
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000), st.integers(0, 5))

@@ -10,14 +10,18 @@ import shopreel
 from data.prepared import Prepared
 from data.ranking_loader import RankingLoader, build_features, requests_of
 from data.sequences import Sequences
+from models.embeddings import FeatureBatch
 from models.ranker import Ranker
 from tests.data.logs import DAY_MS, at, prepare, write_dataset
-from training.ranking import RankingObjective, auc, shape_of, watch_bins
+from training.ranker_start import begin, shape_of, watch_bins
 from training.ranking_config import RankerConfig, ValueConfig
+from training.ranking_objective import RankingObjective
+from training.ranking_validation import auc
 
 SPLIT = ["split.validation=2026-01-05", "split.test=2026-01-06"]
-SMALL = ["model.dim=8", "model.field_dim=4", "model.hidden=8", "model.cross_rank=8", "model.max_steps=12",
-         "model.watch_bins=4", "model.watch_groups=2", "model.batch_size=128", "threads=1"]  # fmt: skip
+SMALL = ["model.dim=8", "model.width=16", "model.field_dim=4", "model.hidden=8", "model.cross_rank=8",
+         "model.max_steps=12", "model.watch_bins=4", "model.watch_groups=2", "model.batch_size=128",
+         "threads=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,10 @@ def train(prepared: Prepared, out, *overrides: str):
 
 def recipe() -> RankerConfig:
     return RankerConfig(
-        name="ranker", field_dim=4, dim=8, heads=2, cross_layers=2, cross_rank=8, experts=3, hidden=8,
-        dropout=0.0, id_dropout=0.0, max_steps=12, half_life_days=[3.0], watch_bins=4, watch_groups=2,
-        watch_weight=1.0, order_weight=1.0, train_days=0, batch_size=256, max_epochs=1, patience=1,
+        name="ranker", field_dim=4, dim=8, width=16, heads=2, cross_layers=2, cross_rank=8, experts=3,
+        hidden=8, dropout=0.0, id_dropout=0.0, id_rows=20, max_steps=12, half_life_days=[3.0], watch_bins=4,
+        watch_groups=2, watch_weight=1.0, order_weight=1.0, counterfactual_weight=0.0,
+        train_days=0, batch_size=256, max_epochs=1, patience=1,
         value=ValueConfig(version="1", watch_s=0.0, gmv=0.0, tasks={}),
     )  # fmt: skip
 
@@ -92,12 +97,12 @@ def test_every_heads_loss_reaches_what_is_shared(coin_world):
     model = Ranker(shape_of(settings, coin_world, features, bins))
     assert model.shape.tasks == ("click", "product_click", "purchase")
     assert model.shape.parents == (-1, 0, -1), "the log sells without a click: no funnel there"
-    objective = RankingObjective(coin_world, features, bins, settings, torch.device("cpu"))
+    objective = RankingObjective.of(coin_world, features, bins, settings, torch.device("cpu"))
     batch = next(loader.epoch())
     heads = list(objective.losses(model, batch))
     assert heads == ["click", "product_click", "purchase", "watch", "order_value"]
-    shared = ("videos.out", "attention.query", "attention.key_value", "cross.down.0", "cross.up.1",
-              "experts.experts.0.0", "experts.experts.2.3", "experts.gates", "surface_embedding",
+    shared = ("videos.out", "attention.query", "attention.key_value", "user_first", "candidate_first",
+              "cross.down.0", "cross.up.1", "experts.experts", "experts.gates", "surface_embedding",
               "outcome", "recency_embedding")  # fmt: skip
     for head in heads:
         model.zero_grad()
@@ -119,6 +124,31 @@ def test_positions_are_a_bias_of_training_alone(coin_world):
     assert model.shape.positions == 5
     unknown = model.position_embedding(torch.zeros(1, dtype=torch.int64))
     assert (unknown == 0).all()
+
+
+def test_before_its_first_step_every_head_says_its_base_rate(coin_world):
+    settings = recipe()
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    loader = RankingLoader(coin_world, features, split=0, batch_size=256, seed=1)
+    model = Ranker(shape_of(settings, coin_world, features, watch_bins(settings, coin_world, loader)))
+    begin(model, RankingLoader(coin_world, features, split=0, batch_size=256, seed=1))
+    click, product_click, purchase = features.spec.base_rate
+    bias = torch.sigmoid(model.user_linear.bias.detach()).tolist()
+    assert bias == pytest.approx([click, product_click / click, purchase], rel=1e-4)
+
+
+def test_values_of_large_features_are_hidden_in_the_stated_share(coin_world):
+    settings = recipe()
+    settings.id_dropout = 0.7
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    objective = RankingObjective.of(coin_world, features, None, settings, torch.device("cpu"))
+    assert objective.rare >= {"video_id"}
+    assert "video_creator_id" not in objective.rare, "seven creators are not many"
+    table = FeatureBatch.of(coin_world.video_table.take(np.arange(1, 40).repeat(100)))
+    hidden = objective.hide_ids(table)
+    shown = {name: (values > 0).float().mean() for name, (values, _) in hidden.bags.items()}
+    assert float(shown["video_id"]) == pytest.approx(0.3, abs=0.03)
+    assert float(shown["video_creator_id"]) == 1.0
 
 
 def test_auc_counts_ties_half():

@@ -1,0 +1,149 @@
+"""One table of 64 dimensions: forward, backward and update of 204,800 lookups, against the usual ways.
+
+    python benchmarks/table_step.py rows=1000000,5000000 rounds=7 clock=wall
+
+Every step looks up 4,096 histories of 50 ids drawn uniformly (the hardest case: nearly every id is another
+row), one vector per step of the history, and receives the same gradient. Printed is the median of a round's
+seconds a step with its range, and the ratio to shopreel at the same size. All run with the memory settings of
+``shopreel train``. 5 M rows with dense Adam take 6 GB.
+
+"moving the bytes" is what nobody can avoid: reading the looked-up rows, and writing each touched row once.
+``clock=cpu`` counts the processor's seconds, for a machine that other jobs share.
+"""
+
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.embeddings import FeatureBatch, PlainTables
+from training.config import Device
+from training.optimizers import RowWiseAdagrad
+from training.process import start_process
+
+DIM, BATCH, HISTORY = 64, 4096, 50
+LOOKUPS = BATCH * HISTORY
+RATE = 0.05
+
+#: One step on the given ids [LOOKUPS] and gradient [LOOKUPS, DIM].
+Step = Callable[[Tensor, Tensor], None]
+
+
+def shopreel(rows: int) -> Step:
+    """Our tables: sparse gradients and row-wise Adagrad on the touched rows."""
+    tables = PlainTables({"video": rows}, DIM, dense_rows=0)
+    optimizer = RowWiseAdagrad(tables.parameters(), RATE)
+    offsets = torch.arange(LOOKUPS + 1)
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        tables(FeatureBatch({"video": (ids, offsets)}, {}, LOOKUPS)).backward(gradient)
+        optimizer.step()
+
+    return step
+
+
+def torchrec_fused(rows: int) -> Step:
+    """Stock TorchRec: EmbeddingCollection, fused row-wise Adagrad, DistributedModelParallel."""
+    import torch.distributed as dist
+    from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.optim import RowWiseAdagrad as Fused
+    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    config = EmbeddingConfig(name="video", embedding_dim=DIM, num_embeddings=rows, feature_names=["video"])
+    collection = EmbeddingCollection(tables=[config], device=torch.device("meta"))
+    apply_optimizer_in_backward(Fused, collection.parameters(), {"lr": RATE})
+    model = DistributedModelParallel(collection, device=torch.device("cpu"))
+    lengths = torch.full((BATCH,), HISTORY)
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        found = model(KeyedJaggedTensor(["video"], ids, lengths=lengths))
+        found["video"].values().backward(gradient)
+
+    return step
+
+
+def with_optimizer(
+    rows: int, sparse: bool, make: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+) -> Step:
+    """nn.Embedding and one of torch's optimizers."""
+    table = nn.Embedding(rows, DIM, sparse=sparse)
+    optimizer = make(table.parameters())
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        table(ids).backward(gradient)
+        optimizer.step()
+
+    return step
+
+
+def moving(rows: int) -> Step:
+    """Only the memory traffic: every lookup read into its place, every touched row written once."""
+    table, buffer = torch.randn(rows, DIM), torch.empty(LOOKUPS, DIM)
+    known: dict[int, Tensor] = {}
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        touched = known.setdefault(id(ids), ids.unique())
+        torch.index_select(table, 0, ids, out=buffer)
+        table.index_copy_(0, touched, gradient[: len(touched)])
+
+    return step
+
+
+SYSTEMS: dict[str, Callable[[int], Step]] = {
+    "shopreel": shopreel,
+    "moving the bytes": moving,
+    "TorchRec fused": torchrec_fused,
+    "sparse Adagrad": lambda rows: with_optimizer(rows, True, lambda p: torch.optim.Adagrad(p, RATE)),
+    "dense Adam": lambda rows: with_optimizer(rows, False, lambda p: torch.optim.Adam(p, RATE)),
+    "fused dense Adam": lambda rows: with_optimizer(
+        rows, False, lambda p: torch.optim.Adam(p, RATE, fused=True)
+    ),
+}
+
+
+def main(arguments: dict[str, str]) -> None:
+    rounds, steps = int(arguments.get("rounds", "7")), int(arguments.get("steps", "3"))
+    clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
+    chosen = arguments.get("systems", ",".join(SYSTEMS)).split(",")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    start_process(0, Device.cpu, int(arguments.get("threads", "0")))
+    print(
+        f"{DIM} dimensions, {LOOKUPS:,} lookups; {arguments.get('clock', 'wall')} seconds a step, median "
+        f"(least – most) of {rounds} rounds of {steps} steps; {torch.get_num_threads()} thread(s) on "
+        f"{len(os.sched_getaffinity(0))} core(s), torch {torch.__version__}"
+    )
+    for rows in map(int, arguments.get("rows", "1000000,5000000").split(",")):
+        random = torch.Generator().manual_seed(0)
+        batches = [torch.randint(rows, (LOOKUPS,), generator=random) for _ in range(steps)]
+        gradient = torch.randn(LOOKUPS, DIM, generator=random) / LOOKUPS
+        seconds: dict[str, list[float]] = {name: [] for name in chosen}
+        for name in chosen:  # one at a time: each holds its table, and some three times that
+            step = SYSTEMS[name](rows)
+            for turn in range(rounds + 1):  # the first warms up: states are made, kernels chosen
+                begin = clock()
+                for ids in batches:
+                    step(ids, gradient)
+                if turn:
+                    seconds[name].append((clock() - begin) / steps)
+            del step
+        ours = statistics.median(seconds.get("shopreel", [float("nan")]))
+        print(f"\n{rows:,} rows ({len(batches[0].unique()):,} touched)")
+        for name, each in seconds.items():
+            middle = statistics.median(each)
+            print(f"  {name:<18} {middle:.4f} ({min(each):.4f} – {max(each):.4f})  {middle / ours:6.2f} ×")
+
+
+if __name__ == "__main__":
+    main(dict(word.split("=", 1) for word in sys.argv[1:]))

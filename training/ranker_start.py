@@ -1,0 +1,91 @@
+"""What a ranker is before its first step: shape, watch bins, scales and biases, from data and recipe."""
+
+import math
+
+import numpy as np
+import torch
+
+from data.prepared import Prepared
+from data.ranking_loader import RankingFeatures, RankingLoader, funnel_parents
+from data.sequences import Sequences
+from models.embeddings import dense_widths, table_rows
+from models.ranker import Ranker, RankerShape
+from models.watch import WatchBins
+from training.ranking_config import RankerConfig
+
+#: Batches from which the scale of the statistics is taken.
+SCALE_BATCHES = 32
+
+
+def watch_bins(recipe: RankerConfig, prepared: Prepared, loader: RankingLoader) -> WatchBins | None:
+    """Quantiles of watch time by duration over the training impressions; None without any."""
+    duration, watch = [], []
+    for shard in prepared.shards:
+        sequences = Sequences.read(shard)
+        chosen = loader.chosen(sequences)
+        watched = sequences.examples["example_watch_ms"][chosen].astype(np.int64)
+        seen = watched >= 0
+        duration.append(prepared.video_raw["duration_ms"][sequences.examples["example_video"][chosen][seen]])
+        watch.append(watched[seen])
+    watches = np.concatenate(watch)
+    if len(watches) < recipe.watch_bins or recipe.watch_bins < 2:
+        return None
+    return WatchBins.fit(np.concatenate(duration), watches, recipe.watch_groups, recipe.watch_bins)
+
+
+def shape_of(
+    recipe: RankerConfig, prepared: Prepared, features: RankingFeatures, bins: WatchBins | None
+) -> RankerShape:
+    """The model's shape: tables from the ``FeatureSpec``, heads from what the log knows."""
+    spec = features.spec
+    order_values = positions = 0
+    for shard in prepared.shards:
+        examples = Sequences.read(shard).examples
+        train = examples["example_split"] == 0
+        order_values += int((train & (examples["example_order_value_minor"] > 0)).sum())
+        positions = max(positions, int(examples["example_position"][train].max(initial=-1)) + 1)
+    return RankerShape(
+        video_rows=table_rows(prepared.spec, "video"), video_dense=dense_widths(prepared.spec, "video"),
+        user_rows=table_rows(prepared.spec, "user"), user_dense=dense_widths(prepared.spec, "user"),
+        surfaces=len(prepared.surfaces), markets=len(prepared.markets), tasks=spec.tasks,
+        parents=funnel_parents(prepared, spec.tasks), watch_bins=0 if bins is None else bins.mean_ms.shape[1],
+        watch_groups=0 if bins is None else len(bins.mean_ms),
+        order_value="purchase" in spec.tasks and order_values > 0, positions=min(positions, 200),
+        user_statistics=len(spec.user_names), candidate_statistics=len(spec.candidate_names),
+        field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads,
+        cross_layers=recipe.cross_layers, cross_rank=recipe.cross_rank, experts=recipe.experts,
+        hidden=recipe.hidden, dropout=recipe.dropout,
+        use_time=spec.use_time,
+    )  # fmt: skip
+
+
+def heads_of(shape: RankerShape) -> list[str]:
+    """Names of all heads; a funnel step names what it is conditional on."""
+    names = [
+        task if parent < 0 else f"{task}|{shape.tasks[parent]}"
+        for task, parent in zip(shape.tasks, shape.parents, strict=True)
+    ]
+    return [*names, *["watch"] * (shape.watch_bins > 0), *["order_value"] * shape.order_value]
+
+
+@torch.no_grad()
+def begin(model: Ranker, loader: RankingLoader) -> None:
+    """Bring every statistic to mean 0 and variance 1 over the first batches, and every head to its base rate.
+
+    A head that is conditional on another starts at the ratio of their rates.
+    """
+    users, candidates = [], []
+    for number, batch in enumerate(loader.epoch()):
+        if number == SCALE_BATCHES:
+            break
+        users.append(batch.user_statistics_BF)
+        candidates.append(batch.candidate_statistics_BG)
+    for name, parts in (("user", users), ("candidate", candidates)):
+        values = np.concatenate(parts).astype(np.float64)
+        scale = 1.0 / np.maximum(values.std(0), 1e-3)
+        getattr(model, f"{name}_mean").copy_(torch.from_numpy(values.mean(0)))
+        getattr(model, f"{name}_scale").copy_(torch.from_numpy(scale))
+    rate = loader.features.spec.base_rate
+    for place, parent in enumerate(model.shape.parents):
+        own = rate[place] / rate[parent] if parent >= 0 else rate[place]
+        model.user_linear.bias[place] = math.log(own / max(1.0 - own, 1e-3))
