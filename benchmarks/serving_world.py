@@ -97,7 +97,7 @@ class Client:
 
     def post(self, path: str, body: Any) -> Answer:
         """A JSON request."""
-        return self.send("POST", path, json.dumps(body).encode())
+        return self.send("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

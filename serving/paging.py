@@ -157,6 +157,7 @@ class PageMaker:
                     market=audience.market,
                     value=value,
                     deadline=visit.deadline,
+                    candidates=k,
                     extra=extra,
                 )
                 ranked = self._rank(live, request, visit.deadline)

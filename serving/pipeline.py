@@ -53,7 +53,8 @@ class RankRequest:
     ``exclude_rows`` (seen, served, hidden) never return. ``rules`` applies the hard rules: eligible in
     ``market`` (None: in any) and in stock. ``allowed_rows`` limits the candidates to some catalogue rows
     (None: the whole catalogue). ``value`` takes the place of the pipeline's own formula. Where ranking would
-    not end by ``deadline``, on the clock of :func:`time.monotonic`, the tower's order is the answer.
+    not end by ``deadline``, on the clock of :func:`time.monotonic`, the tower's order is the answer. The
+    ranker looks at ``candidates`` videos, and never at fewer than ``k``; None leaves that to the pipeline.
 
     ``extra`` names further candidates by source, scored beside those that are retrieved; rows that are
     excluded, not eligible, unknown or found anyway are dropped.
@@ -67,6 +68,7 @@ class RankRequest:
     allowed_rows: Rows | None = None
     value: ValueFormula | None = None
     deadline: float = float("inf")
+    candidates: int | None = None
     extra: Mapping[str, Rows] = field(default_factory=dict)
 
 
@@ -299,7 +301,9 @@ class Pipeline:
 
     def _depth(self, request: RankRequest) -> int:
         """How many videos to retrieve."""
-        return request.k if self.bundle.ranker is None else max(request.k, self.candidates)
+        if self.bundle.ranker is None:
+            return request.k
+        return max(request.k, self.candidates if request.candidates is None else request.candidates)
 
     def _candidates(
         self, search: Search, requests: Sequence[RankRequest], user_BD: Vectors, eligible: Mask | None

@@ -27,6 +27,9 @@ class Relaxation(Enum):
     creator_cap = "creator_cap"
     max_shopping_share = "max_shopping_share"
 
+    # looked up thousands of times a page; Enum's own hash is not written in C
+    __hash__ = object.__hash__
+
 
 _ORDER = tuple(Relaxation)
 _CAPS = (Relaxation.creator_cap, Relaxation.merchant_cap, Relaxation.brand_cap, Relaxation.product_cap)
@@ -94,6 +97,16 @@ class PageCount:
     used: dict[Relaxation, Counter[int]] = field(default_factory=lambda: {cap: Counter() for cap in _CAPS})
     shopping: int = 0
     filled: int = 0
+    #: The most shopping videos of a full page, and the fewest; on a page too small for both shares, the most.
+    most_shopping: int = field(init=False)
+    least_shopping: int = field(init=False)
+    _limits: list[tuple[Relaxation, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shares = self.preferences
+        self.most_shopping = floor(shares.max_shopping_share * self.size + 1e-9)
+        self.least_shopping = min(ceil(shares.min_shopping_share * self.size - 1e-9), self.most_shopping)
+        self._limits = [(cap, limit) for cap, limit in shares.caps().items() if limit]
 
     def add(self, traits: Traits) -> None:
         """Count a video in."""
@@ -105,13 +118,16 @@ class PageCount:
     def breaks(self, traits: Traits) -> set[Relaxation]:
         """The preferences that this video as the next one would break."""
         broken = set()
-        for cap, limit in self.preferences.caps().items():
-            used = self.used[cap]
-            if limit and any(used[key] >= limit for key in traits.keys[cap]):
-                broken.add(cap)
-        if traits.shopping and self.shopping >= self.most_shopping:
-            broken.add(Relaxation.max_shopping_share)
-        if not traits.shopping and self.size - self.filled <= self.least_shopping - self.shopping:
+        for cap, limit in self._limits:
+            used = self.used[cap].get
+            for key in traits.keys[cap]:
+                if used(key, 0) >= limit:
+                    broken.add(cap)
+                    break
+        if traits.shopping:
+            if self.shopping >= self.most_shopping:
+                broken.add(Relaxation.max_shopping_share)
+        elif self.size - self.filled <= self.least_shopping - self.shopping:
             broken.add(Relaxation.min_shopping_share)
         return broken
 
@@ -124,16 +140,6 @@ class PageCount:
             for key in keys
             if caps[cap] and self.used[cap][key] + more > caps[cap]
         ]
-
-    @property
-    def least_shopping(self) -> int:
-        """The fewest shopping videos of a full page; on a page too small for both shares, the most."""
-        return min(ceil(self.preferences.min_shopping_share * self.size - 1e-9), self.most_shopping)
-
-    @property
-    def most_shopping(self) -> int:
-        """The most shopping videos of a full page."""
-        return floor(self.preferences.max_shopping_share * self.size + 1e-9)
 
 
 class Placed(NamedTuple):

@@ -176,6 +176,16 @@ def test_a_ranker_that_would_come_too_late_is_left_out(market, bundle):
     assert both[0].probabilities == {}
 
 
+def test_the_ranker_looks_at_as_many_as_the_request_says(market, bundle):
+    requests, _ = requests_with_history(market, 2)
+    pipeline = Pipeline(bundle)
+    few = pipeline.rank([RankRequest(requests[0], k=5, rules=False, candidates=8)])[0]
+    found = pipeline.rank([RankRequest(requests[0], k=8, rules=False)], stages=True)[0].stages[Stage.index]
+    assert set(few.video_row.tolist()) <= set(found.video_row.tolist())
+    many = pipeline.rank([RankRequest(requests[0], k=5, rules=False)])[0]
+    assert many.score.sum() >= few.score.sum()
+
+
 def test_replay_writes_what_evaluation_reads(market, bundle):
     shopreel.run_command(
         "replay",
