@@ -1,0 +1,214 @@
+"""Two-tower training: positives/s on one prepared log, the share of the GEMM limit, and RecTools beside it.
+
+    python benchmarks/two_tower_training.py prepared=PREPARED history=50 rectools_python=/path/to/python
+
+shopreel runs its own loader, loss, backward pass, clipping and optimizer as ``shopreel train`` does, with the
+full softmax over the catalogue; ``block=sasrec`` and no id dropout keep the arithmetic that of a SASRec, the
+video tower's features being whatever the log has. RecTools' SASRecModel trains on the same positives (its
+softmax is over the whole catalogue too) with the same history, width, blocks and heads and ``batch`` users a
+step, its preparation of the data outside of the clock. Other sizes: ``dim= layers= heads=``.
+
+The GEMM limit is the speed of one large float32 matrix product in the same process; the share is
+(floating-point operations of the step's matrix products) / (seconds of the step · limit). ``clock=cpu``
+counts the processor's seconds, for a machine that other jobs share. Medians of ``rounds``, with the range;
+``profile=1`` lists the operators that cost most.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+
+SHAPE = {"history": 50, "dim": 64, "layers": 2, "heads": 2}
+CLOCK_NAME = "cpu" if "clock=cpu" in sys.argv else "wall"
+CLOCK = time.process_time if CLOCK_NAME == "cpu" else time.perf_counter
+
+
+def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> None:
+    """Our step, ``rounds`` times over the same batches; writes the log for the peers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from data.compose import compose
+    from data.prepared import Prepared
+    from models.two_tower import TwoTower
+    from training.config import Device
+    from training.distributed import ALONE
+    from training.placement import Task, UpdateRule, place, tables_factory
+    from training.process import start_process
+    from training.retrieval import RetrievalObjective, build_loader, shape_of
+    from training.train import CONFIG
+
+    device = start_process(0, Device.cpu, int(arguments.get("threads", "0")))
+    prepared = Prepared.open(arguments["prepared"])
+    write_log(prepared, folder / "log.parquet")
+    overrides = [f"prepared={prepared.path}", f"out={folder / 'run'}", "model=two_tower"]
+    overrides += [f"model.{name}={shape[name]}" for name in ("dim", "layers", "heads")]
+    overrides += [f"model.max_steps={shape['history']}", "model.block=sasrec", "model.id_dropout=0"]
+    recipe = compose("train", overrides + arguments.get("model", "").split(), CONFIG).model
+    loader = build_loader(recipe, prepared, 0)
+    rates = recipe.optimizer
+    rule = UpdateRule(
+        learning_rate=rates.learning_rate,
+        weight_decay=rates.weight_decay,
+        dense_table_rows=rates.dense_table_rows,
+        table_learning_rate=rates.table_learning_rate,
+    )
+    tables = tables_factory(ALONE, sharded=False, dense_table_rows=rule.dense_table_rows)
+    model = TwoTower(shape_of(recipe, prepared), tables=tables)
+    objective = RetrievalObjective(prepared, device, recipe.id_dropout)
+    placement = place(
+        Task(model, lambda batch: objective.loss(model, batch)), rule, ALONE, device, sharded=False
+    )
+
+    def step(batch: object) -> None:
+        placement.optimizers.begin_step(1.0)
+        placement.loss(batch).backward()
+        placement.optimizers.clip(rates.clip_norm)
+        placement.optimizers.step()
+
+    model.train()
+    steps, rounds = int(arguments.get("steps", "20")), int(arguments.get("rounds", "5"))
+    stream = loader.epoch()
+    for batch in islice(stream, 3):
+        step(batch)
+    side = 1024
+    square = torch.randn(side, side)
+    speeds, limits, shares = [], [], []
+    for _ in range(rounds):
+        begin = CLOCK()
+        batches = list(islice(stream, steps))
+        for batch in batches:
+            step(batch)
+        seconds = CLOCK() - begin
+        begin = CLOCK()
+        for _ in range(10):
+            square @ square
+        limits.append(20 * side**3 / (CLOCK() - begin))
+        with FlopCounterMode(display=False) as counter:
+            for batch in batches[:3]:
+                step(batch)
+        positives = sum(batch.examples for batch in batches)
+        flops = counter.get_total_flops() * positives / sum(batch.examples for batch in batches[:3])
+        speeds.append(positives / seconds)
+        shares.append(flops / seconds / limits[-1])
+    say("shopreel", speeds)
+    limit = statistics.median(limits) / 1e9
+    print(f"  share of the GEMM limit {spread(shares, '.2f')}; limit {limit:.0f} GFLOP/s")
+    if "profile" in arguments:
+        with torch.profiler.profile() as profile:
+            for batch in islice(stream, 5):
+                step(batch)
+        print(
+            profile.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40
+            )
+        )
+
+
+def write_log(prepared: object, path: Path) -> None:
+    """user, video, order of every positive of training, as the peers want it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    users, videos = [], []
+    for shard in prepared.shards:  # type: ignore[attr-defined]
+        table = pq.read_table(shard, columns=["user_row", "example_video", "example_split", "example_true"])
+        length = pa.compute.list_value_length(table["example_video"]).to_numpy()
+        flat = {name: pa.compute.list_flatten(table[name]).to_numpy() for name in table.column_names[1:]}
+        kept = (flat["example_split"] == 0) & (flat["example_true"] != 0)
+        users.append(np.repeat(table["user_row"].to_numpy(), length)[kept])
+        videos.append(flat["example_video"][kept])
+    user = np.concatenate(users)
+    order = np.arange(len(user))
+    pq.write_table(pa.table({"user_id": user, "item_id": np.concatenate(videos), "order": order}), path)
+
+
+def rectools(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> None:
+    """One epoch of RecTools' SASRec."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+    import torch
+    from pytorch_lightning import Trainer
+    from rectools import Columns
+    from rectools.dataset import Dataset
+    from rectools.models import SASRecModel
+
+    torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
+    frame = pq.read_table(folder / "log.parquet").to_pandas()
+    frame[Columns.Datetime] = pd.Timestamp("2020-01-01") + pd.to_timedelta(frame.pop("order"), unit="s")
+    frame[Columns.Weight] = 1.0
+    dataset = Dataset.construct(frame)
+    steps = int(arguments.get("peer_steps", "30"))
+    seen = []
+
+    def trainer() -> Trainer:
+        quiet = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
+        return Trainer(max_steps=steps, accelerator="cpu", callbacks=[Count()], **quiet)
+
+    from pytorch_lightning import Callback
+
+    class Count(Callback):  # type: ignore[misc]
+        def on_train_batch_start(
+            self, trainer: object, module: object, batch: dict[str, torch.Tensor], index: int
+        ) -> None:
+            seen.append((CLOCK(), int((batch["y"] != 0).sum())))
+
+        def on_train_end(self, trainer: object, module: object) -> None:
+            seen.append((CLOCK(), 0))
+
+    model = SASRecModel(
+        n_blocks=shape["layers"], n_heads=shape["heads"], n_factors=shape["dim"], loss="softmax",
+        session_max_len=shape["history"], batch_size=int(arguments.get("batch", "128")),
+        get_trainer_func=trainer, deterministic=False,
+    )  # fmt: skip
+    model.fit(dataset)
+    warm, rounds = 3, int(arguments.get("rounds", "5"))
+    cut = np.linspace(warm, len(seen) - 1, rounds + 1).astype(int)
+    say(
+        "RecTools SASRec",
+        [sum(n for _, n in seen[a:b]) / (seen[b][0] - seen[a][0]) for a, b in pairwise(cut)],
+    )
+
+
+def say(name: str, speeds: list[float]) -> None:
+    print(f"{name:<18} {spread(speeds, ',.0f')} positives/s", flush=True)
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
+
+
+def main(arguments: dict[str, str]) -> None:
+    shape = {name: int(arguments.get(name, default)) for name, default in SHAPE.items()}
+    if "worker" in arguments:
+        {"shopreel": shopreel, "rectools": rectools}[arguments["worker"]](
+            arguments, shape, Path(arguments["folder"])
+        )
+        return
+    print(f"{CLOCK_NAME} seconds on {len(os.sched_getaffinity(0))} core(s); {json.dumps(shape)}", flush=True)
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        for worker in arguments.get("systems", "shopreel,rectools").split(","):
+            python = arguments.get(f"{worker}_python", sys.executable)
+            passed = [f"{name}={value}" for name, value in arguments.items()]
+            command = [python, "-W", "ignore", __file__, *passed, f"worker={worker}", f"folder={folder}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root,
+                                  env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
+            lines = (done.stderr.strip().splitlines() or ["failed"])[-1:] if done.returncode else []
+            print(done.stdout, end="")
+            for line in lines:
+                print(f"{worker} left out: {line}")
+
+
+if __name__ == "__main__":
+    main(dict(word.split("=", 1) for word in sys.argv[1:]))
