@@ -56,6 +56,11 @@ class Keys:
         """Predicted orders that its slots cost, in millionths."""
         return f"campaign:{self.campaign_id}:orders"
 
+    @property
+    def costed(self) -> str:
+        """Slots of which it is predicted what they cost."""
+        return f"campaign:{self.campaign_id}:costed"
+
     def period(self, period: Period) -> str:
         """Spent in a period."""
         return f"campaign:{self.campaign_id}:spent:{period.name}"
@@ -159,6 +164,8 @@ class CampaignDesk:
                 window_ms = int(campaign.frequency.hours * HOUR_MS)
                 tallies.append(Tally(keys.user(user_id), 1, window_ms, campaign.frequency.impressions))
             cost = slot.cost
+            if cost is not None and (cost.watch_ms is not None or cost.orders is not None):
+                tallies.append(Tally(keys.costed, 1, kept_ms))
             if cost is not None and cost.watch_ms is not None:
                 tallies.append(Tally(keys.watch_ms, round(cost.watch_ms), kept_ms))
             if cost is not None and cost.orders is not None:

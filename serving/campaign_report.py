@@ -36,7 +36,8 @@ class Pace(Struct, frozen=True, kw_only=True):
 
 class CampaignReport(Struct, frozen=True, kw_only=True):
     """One campaign. ``cost_watch_ms`` and ``cost_orders`` are predictions of the videos that its slots
-    displaced less its own, summed; ``missing_videos`` are not in the catalogue being served.
+    displaced less its own, summed over ``cost_slots``: those for which there were predictions.
+    ``missing_videos`` are not in the catalogue being served.
     """
 
     campaign_id: str
@@ -48,6 +49,7 @@ class CampaignReport(Struct, frozen=True, kw_only=True):
     spent: int
     budget: int | None
     pace: Pace | None
+    cost_slots: int
     cost_watch_ms: int
     cost_orders: float
     missing_videos: list[Id]
@@ -79,9 +81,9 @@ class CampaignReporter:
         keys = Keys(name)
         flight = campaign.flight(now_ms)
         period = campaign.period(now_ms) if flight == "running" else None
-        wanted = [keys.total, keys.impressions, keys.watch_ms, keys.orders]
+        wanted = [keys.total, keys.impressions, keys.costed, keys.watch_ms, keys.orders]
         wanted += [keys.period(period)] if period else []
-        spent, impressions, watch_ms, orders, *in_period = self._store.tallies(wanted, now_ms)
+        spent, impressions, costed, watch_ms, orders, *in_period = self._store.tallies(wanted, now_ms)
         pace = None
         if period is not None:
             curve = traffic or self._traffic.curve(campaign.markets, now_ms)
@@ -97,6 +99,7 @@ class CampaignReporter:
             spent=spent,
             budget=campaign.budget.total,
             pace=pace,
+            cost_slots=costed,
             cost_watch_ms=watch_ms,
             cost_orders=orders / 1e6,
             missing_videos=live.missing(campaign.videos),

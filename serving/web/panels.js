@@ -1,6 +1,7 @@
 // What stands around the feed: why a video was chosen, how the server is doing, what is in the bag.
 
 import { get, metrics } from "./api.js";
+import { money } from "./art.js";
 import { element } from "./card.js";
 
 const SOURCES = {
@@ -73,15 +74,18 @@ function quantile(samples, name, label, value, q) {
 /** How far a campaign is: bright what is spent, dim what is due by now, of the budget of its day or flight. */
 function pacing(campaign) {
   const { pace } = campaign;
-  const unit = (amount) => (campaign.guaranteed ? `${Math.round(amount)}` : `${(amount / 100).toFixed(2)} ${campaign.currency}`);
+  const unit = (amount) => (campaign.guaranteed ? `${Math.round(amount)}` : money(Math.round(amount), campaign.currency));
   const bar = element("span", { class: "bar" }, element("i", { class: "all" }), element("i"));
   bar.children[0].style.transform = `scaleX(${pace ? pace.due / pace.budget : 0})`;
   bar.children[1].style.transform = `scaleX(${pace ? pace.spent / pace.budget : 0})`;
+  const cost = campaign.cost_slots
+    ? `${campaign.cost_slots} of them cost ${(campaign.cost_watch_ms / 1000).toFixed(1)} s of predicted watch time and ${campaign.cost_orders.toFixed(4)} orders`
+    : "what they cost is not predicted: that takes a ranker";
   const name = campaign.campaign_id.replaceAll("_", " ");
   const told = pace ? `${unit(pace.spent)} of ${unit(pace.budget)}, ${unit(pace.due)} due` : campaign.flight;
   return element("div", { class: "campaign" },
     element("div", { role: "img", "aria-label": `${name}: ${told}` }, element("em", {}, name), bar, element("small", {}, told)),
-    element("p", { class: "fine" }, `${campaign.impressions} slots; they cost ${(campaign.cost_watch_ms / 1000).toFixed(1)} s of predicted watch time and ${campaign.cost_orders.toFixed(4)} orders`,
+    element("p", { class: "fine" }, `${campaign.impressions} slots; ${cost}`,
       campaign.missing_videos.length ? `; ${campaign.missing_videos.length} videos are not in the catalogue` : ""));
 }
 

@@ -197,7 +197,11 @@ def test_what_a_slot_cost_is_in_the_served_log_and_the_report(world: World, tmp_
     assert rows[0]["cost_watch_ms"] is None
     found = report(world)["spring"]
     assert (found["cost_watch_ms"], found["cost_orders"]) == (51_000, pytest.approx(0.051))
+    assert found["cost_slots"] == 1
     assert found["pace"]["budget"] == 9
+    world.ranker.heads = False
+    assert shown(ask(world, 30))
+    assert (report(world)["spring"]["impressions"], report(world)["spring"]["cost_slots"]) == (2, 1)
 
 
 def test_replicas_share_one_budget(tmp_path: Path) -> None:
