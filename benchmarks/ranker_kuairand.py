@@ -5,7 +5,8 @@
 Everything is fitted on the training split and stopped on validation; the test split is read at the end,
 twice: with each user's history up to the start of the test day (``frozen``: the candidates of one request
 share one history) and up to each impression (``live``). Writes ``OUT/<model>-<history>.parquet`` for
-``shopreel evaluate predictions=…`` and prints AUC / GAUC of every task, MAE and XAUC of watch time.
+``shopreel evaluate predictions=…`` and prints AUC / GAUC of every task, MAE and XAUC of watch
+time, of whose distribution both the ranker and LightGBM predict the median.
 """
 
 import sys
@@ -65,8 +66,9 @@ def ranker_predictions(prepared: Prepared, run: Path, loading: type[RankingLoade
         labels = {"true": batch.true_B, "known": batch.known_B}
         scores = {task: said.probabilities[task] for task in TASKS}
         table = as_table(prepared, batch.requests.user_row, batch.video_B, scores, labels)
-        if said.watch_ms is not None:
-            table = table.append_column("predicted_watch_ms", pa.array(said.watch_ms))
+        watch = scorer.median_watch_ms(batch)
+        if watch is not None:
+            table = table.append_column("predicted_watch_ms", pa.array(watch))
             table = table.append_column("watch_ms", pa.array(batch.watch_ms_B, mask=batch.watch_ms_B < 0))
         tables.append(table)
     return pa.concat_tables(tables)

@@ -24,6 +24,8 @@ CONTEXT_DIM = 8
 HOURS = 25
 #: Statistics are cut off at so many standard deviations.
 MAX_STATISTIC = 5.0
+#: The expected logarithm of an order's value stays within so many standard deviations of the log's mean.
+MAX_ORDER = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,8 @@ class Ranker(nn.Module):
     user_scale: Tensor
     candidate_mean: Tensor
     candidate_scale: Tensor
+    order_mean: Tensor
+    order_scale: Tensor
 
     def __init__(self, shape: RankerShape) -> None:
         super().__init__()
@@ -142,6 +146,12 @@ class Ranker(nn.Module):
         self.task_out = nn.Parameter(torch.randn(tasks, shape.hidden) * shape.hidden**-0.5)
         self.watch_out = nn.Linear(shape.hidden, shape.watch_bins - 1) if shape.watch_bins else None
         self.order_out = nn.Linear(shape.hidden, 2) if shape.order_value else None
+        if self.order_out is not None:
+            nn.init.normal_(self.order_out.weight, std=0.01)
+            nn.init.zeros_(self.order_out.bias)
+            # mean and spread of the logarithm of training's order values: the head says how far from them
+            self.register_buffer("order_mean", torch.zeros(()))
+            self.register_buffer("order_scale", torch.ones(()))
         # row 0 = unknown position, which is what serving always has
         self.position_embedding = nn.Embedding(shape.positions + 1, len(shape.tasks), padding_idx=0)
         nn.init.zeros_(self.position_embedding.weight)
@@ -202,8 +212,17 @@ class Ranker(nn.Module):
         if position_BK is not None:
             logit = logit + self.position_embedding((position_BK + 1).clamp(0, self.shape.positions))
         watch = self.watch_out(mixed[..., tasks, :]) if self.watch_out is not None else None
-        order = self.order_out(mixed[..., -1, :]) if self.order_out is not None else None
+        order = self._order(mixed[..., -1, :]) if self.order_out is not None else None
         return Scores(logit, watch, order)
+
+    def _order(self, mixed_BKH: Tensor) -> Tensor:
+        """Mean and log spread of the logarithm of an order's value ``[B, K, 2]``, near those of training: few
+        impressions teach this head, and it is read on all of them.
+        """
+        assert self.order_out is not None
+        apart_BK2 = MAX_ORDER * torch.tanh(self.order_out(mixed_BKH) / MAX_ORDER)
+        mu = self.order_mean + self.order_scale * apart_BK2[..., 0]
+        return torch.stack([mu, self.order_scale.log() + apart_BK2[..., 1].clamp_max(0.5)], dim=-1)
 
 
 def _scaled(statistics: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

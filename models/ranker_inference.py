@@ -21,7 +21,7 @@ from models.ranker import Ranker, Scores, UserState
 from models.ranker_portable import RankerParts
 from models.sequence import Steps
 from models.value import ValueFormula
-from models.watch import expected_watch_ms
+from models.watch import expected_watch_ms, median_watch_ms
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -109,6 +109,21 @@ class RankerScorer:
         user = self._prepare(batch.requests)
         scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
         return self._read(scores, batch.video_B)[0]
+
+    @torch.inference_mode()
+    def median_watch_ms(self, batch: RankingBatch) -> F32 | None:
+        """Median watch time ``[B]`` of logged impressions, ms; None without a watch head."""
+        user = self._prepare(batch.requests)
+        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
+        if scores.watch_BKE is None or self.watch_bins is None:
+            return None
+        group_B = self.watch_bins.group(self.features.keys.duration_ms[batch.video_B])
+        edge, mean = (
+            torch.from_numpy(table[group_B]).float()
+            for table in (self.watch_bins.edge_ms, self.watch_bins.mean_ms)
+        )
+        out: F32 = median_watch_ms(scores.watch_BKE[:, 0].float().cpu(), edge, mean).numpy()
+        return out
 
     @torch.inference_mode()
     def _prepare(self, requests: Requests) -> PreparedUser:

@@ -68,3 +68,22 @@ def expected_watch_ms(logit_E: Tensor, mean_Q: Tensor) -> Tensor:
     ones, zeros = torch.ones_like(above[..., :1]), torch.zeros_like(above[..., :1])
     share = torch.cat([ones, above], -1) - torch.cat([above, zeros], -1)
     return (share * mean_Q).sum(-1)
+
+
+def median_watch_ms(logit_E: Tensor, edge_E: Tensor, mean_Q: Tensor) -> Tensor:
+    """The watch time that is passed with probability one half, linear within a bin; ``[…, Q − 1] → […]``.
+
+    ``edge_E`` are the bounds between bins; the first bin begins at 0, the last ends as far above its mean as
+    it began below. What an absolute error and an order of pairs ask for, where the mean is drawn upwards
+    by few long watches.
+    """
+    above = torch.sigmoid(logit_E).cummin(dim=-1).values
+    ones, zeros = torch.ones_like(above[..., :1]), torch.zeros_like(above[..., :1])
+    begin, end = torch.cat([ones, above], -1), torch.cat([above, zeros], -1)
+    place = (end > 0.5).sum(-1, keepdim=True)
+    last = 2 * mean_Q[..., -1:] - edge_E[..., -1:]
+    bound = torch.cat([torch.zeros_like(last), edge_E, torch.maximum(last, edge_E[..., -1:])], -1)
+    high, low = begin.gather(-1, place), end.gather(-1, place)
+    within = (high - 0.5) / (high - low).clamp_min(1e-9)
+    left, right = bound.gather(-1, place), bound.gather(-1, place + 1)
+    return (left + within.clamp(0.0, 1.0) * (right - left)).squeeze(-1)

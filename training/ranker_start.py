@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from data.prepared import Prepared
 from data.ranking_loader import RankingFeatures, RankingLoader, funnel_parents
+from data.schema import LABEL_BIT
 from data.sequences import Sequences
 from models.embeddings import dense_widths, table_rows
 from models.ranker import Ranker, RankerShape
@@ -42,7 +44,8 @@ def shape_of(
     for shard in prepared.shards:
         examples = Sequences.read(shard).examples
         train = examples["example_split"] == 0
-        order_values += int((train & (examples["example_order_value_minor"] > 0)).sum())
+        bought = (examples["example_true"] & LABEL_BIT["purchase"]) > 0
+        order_values += int((train & bought & (examples["example_order_value_minor"] > 0)).sum())
         positions = max(positions, int(examples["example_position"][train].max(initial=-1)) + 1)
     return RankerShape(
         video_rows=table_rows(prepared.spec, "video"), video_dense=dense_widths(prepared.spec, "video"),
@@ -70,9 +73,8 @@ def heads_of(shape: RankerShape) -> list[str]:
 
 @torch.no_grad()
 def begin(model: Ranker, loader: RankingLoader) -> None:
-    """Bring every statistic to mean 0 and variance 1 over the first batches, and every head to its base rate.
-
-    A head that is conditional on another starts at the ratio of their rates.
+    """Bring every statistic to mean 0 and variance 1 over the first batches, every head to its base rate (or
+    its ratio to that of the step before), and order values to those of training.
     """
     users, candidates = [], []
     for number, batch in enumerate(loader.epoch()):
@@ -85,7 +87,22 @@ def begin(model: Ranker, loader: RankingLoader) -> None:
         scale = 1.0 / np.maximum(values.std(0), 1e-3)
         getattr(model, f"{name}_mean").copy_(torch.from_numpy(values.mean(0)))
         getattr(model, f"{name}_scale").copy_(torch.from_numpy(scale))
+    if model.order_out is not None:
+        values = np.log(_order_values(loader.prepared))
+        model.order_mean.fill_(float(values.mean()))
+        model.order_scale.fill_(float(np.clip(values.std(), 0.1, 1.5)))
     rate = loader.features.spec.base_rate
     for place, parent in enumerate(model.shape.parents):
         own = rate[place] / rate[parent] if parent >= 0 else rate[place]
         model.user_linear.bias[place] = math.log(own / max(1.0 - own, 1e-3))
+
+
+def _order_values(prepared: Prepared) -> npt.NDArray[np.float64]:
+    """Values above 0 of training's purchases, in minor units."""
+    found = []
+    for shard in prepared.shards:
+        examples = Sequences.read(shard).examples
+        value = examples["example_order_value_minor"]
+        bought = (examples["example_true"] & LABEL_BIT["purchase"]) > 0
+        found.append(value[(examples["example_split"] == 0) & bought & (value > 0)].astype(np.float64))
+    return np.concatenate(found)

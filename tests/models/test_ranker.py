@@ -19,7 +19,7 @@ from models.heads import (
 from models.ranker import Ranker, RankerShape, UserState
 from models.ranker_export import ExportedScorer, can_export, export_scorer
 from models.value import ValueFormula
-from models.watch import WatchBins, expected_watch_ms, ordinal_targets
+from models.watch import WatchBins, expected_watch_ms, median_watch_ms, ordinal_targets
 
 
 def test_a_funnel_step_is_its_parents_probability_times_its_own():
@@ -124,7 +124,16 @@ def test_watch_quantiles_are_of_videos_of_like_duration():
     assert float(expected_watch_ms((target - 0.5) * 100, mean)) == pytest.approx(
         bins.mean_ms[long, 5], rel=0.01
     )
+    edge = torch.from_numpy(bins.edge_ms[[long]]).float()
+    assert float(median_watch_ms((target - 0.5) * 100, edge, mean)) == pytest.approx(
+        bins.edge_ms[long, 4:6].mean(), rel=0.01
+    )
     even = torch.logit(torch.arange(9, 0, -1) / 10.0)[None]
+    assert float(median_watch_ms(even, edge, mean)) == pytest.approx(50_000, rel=0.06)
+    sure = torch.full((2, 9), 50.0) * torch.tensor([[1.0], [-1.0]])
+    top, bottom = median_watch_ms(sure, edge.expand(2, -1), mean.expand(2, -1)).tolist()
+    assert bins.edge_ms[long, -1] < top < 100_000
+    assert 0 < bottom < bins.edge_ms[long, 0]
     assert float(expected_watch_ms(even, mean)) == pytest.approx(watch[duration == 100_000].mean(), rel=0.01)
 
 

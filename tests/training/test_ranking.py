@@ -135,6 +135,12 @@ def test_before_its_first_step_every_head_says_its_base_rate(coin_world):
     click, product_click, purchase = features.spec.base_rate
     bias = torch.sigmoid(model.user_linear.bias.detach()).tolist()
     assert bias == pytest.approx([click, product_click / click, purchase], rel=1e-4)
+    logs = np.log(np.arange(100, 900))
+    assert float(model.order_mean) == pytest.approx(logs.mean(), rel=0.02)
+    assert float(model.order_scale) == pytest.approx(logs.std(), rel=0.05)
+    wild = model._order(torch.full((1, 1, settings.hidden), 1e6)).detach()
+    assert torch.isfinite(wild).all()
+    assert float(wild[0, 0, 0]) <= logs.mean() + 2.1 * logs.std()
 
 
 def test_values_of_large_features_are_hidden_in_the_stated_share(coin_world):
