@@ -46,15 +46,19 @@ def user_requests(
     k: int,
     rules: bool,
     memory_limit_gb: float,
+    history_steps: int | None = None,
 ) -> Iterator[HeldOutBatch]:
-    """One request per user of the split, as of its beginning; ``gain`` as in ``data.held_out``."""
+    """One request per user of the split, as of its beginning; ``gain`` as in ``data.held_out``.
+
+    Histories have the newest ``history_steps``, or as many as the user tower reads.
+    """
     for held in held_out_requests(
         dataset,
         split,
         gain=gain,
         rules=HeldOutRules.of(bundle.prepared),
         rows=RowsOf(bundle.users, bundle.catalogue, bundle.surfaces, bundle.markets),
-        limit=bundle.encoder.model.shape.max_steps,
+        limit=history_steps or bundle.encoder.model.shape.max_steps,
         memory_limit_gb=memory_limit_gb,
     ):
         requests = [

@@ -25,9 +25,12 @@ from serving.predictions import predict_impressions, predictions_schema
 from serving.replay_config import Baseline, ReplayConfig, Requests, Rules
 from serving.replay_tables import TableWriter, run_rows, run_schema, sliced, truth_schema
 from serving.slates import slate_requests
+from serving.trained_baseline import TrainedBaseline
 
 CONFIG = ReplayConfig
 STAGES = (Stage.exact, Stage.index, Stage.feed)
+#: Counting models read all that a user did; the user tower takes the newest steps of it.
+WHOLE_HISTORY_STEPS = 1_000_000
 #: With a ranker in the bundle.
 RANKED_STAGES = (Stage.exact, Stage.index, Stage.ranker, Stage.feed)
 
@@ -52,8 +55,10 @@ def run(config: ReplayConfig) -> None:
     pipeline = Pipeline(bundle)
     check_golden(pipeline)
     with staged_directory(config.out, overwrite=config.overwrite) as scratch:
+        trained = [TrainedBaseline.open(path, bundle, scratch) for path in config.baselines]
         baseline = _baseline(config, bundle, dataset, gain, scratch)
-        counts = _replay(config, pipeline, _batches(config, bundle, dataset, gain), gain, scratch, baseline)
+        batches = _batches(config, bundle, dataset, gain)
+        counts = _replay(config, pipeline, batches, gain, scratch, baseline, trained)
         _predictions(config, bundle, dataset, scratch)
         protocol = _protocol(config, bundle, dataset, gain, counts, baseline)
         write_json(scratch / "protocol.json", protocol)
@@ -108,8 +113,9 @@ def _batches(config: ReplayConfig, bundle: Bundle, dataset: Dataset, gain: str) 
             bundle, dataset, split, gain=gain, rules=rules, memory_limit_gb=config.memory_limit_gb
         )
     return user_requests(
-        bundle, dataset, split, gain=gain, k=config.k, rules=rules, memory_limit_gb=config.memory_limit_gb
-    )
+        bundle, dataset, split, gain=gain, k=config.k, rules=rules, memory_limit_gb=config.memory_limit_gb,
+        history_steps=WHOLE_HISTORY_STEPS if config.baselines else None,
+    )  # fmt: skip
 
 
 def _baseline(
@@ -125,7 +131,7 @@ def _baseline(
 
 def _replay(
     config: ReplayConfig, pipeline: Pipeline, batches: Iterator[HeldOutBatch], gain: str, scratch: Path,
-    baseline: PopularityBaseline | None,
+    baseline: PopularityBaseline | None, trained: Sequence[TrainedBaseline],
 ) -> Counts:  # fmt: skip
     bundle, counts = pipeline.bundle, Counts()
     labels = bundle.manifest.dataset["tasks"]
@@ -140,6 +146,8 @@ def _replay(
         truth = files.enter_context(TableWriter(scratch / "truth.parquet", truth_columns))
         if baseline is not None:
             files.enter_context(baseline)
+        for model in trained:
+            files.enter_context(model)
         for batch in batches:
             answers = rank_all(pipeline, batch.requests, size=config.users_per_batch, stages=True)
             for stage, table in runs.items():
@@ -148,6 +156,8 @@ def _replay(
             truth.write(sliced(bundle, batch.truth, batch.request_ids, batch.seen, labels))
             if baseline is not None:
                 baseline.add(batch, config.k)
+            for model in trained:
+                model.add(batch, config.k)
             counts.requests += len(batch.requests)
             counts.without_truth += batch.without_truth
             for reason in (reason for answer in answers for reason in answer.degraded):
@@ -216,5 +226,7 @@ def _tell(config: ReplayConfig, protocol: dict[str, Any]) -> None:
     if not protocol["dataset_is_that_of_training"]:
         lines.append("note: this is not the dataset that the model was trained on")
     out = shlex.quote(config.out)
+    if config.baselines:
+        lines.append(f"baselines: run_*.parquet in {out}; compare with shopreel evaluate run=… baseline=…")
     lines.append(f"next: shopreel evaluate run={out} out=REPORT")
-    Console(highlight=False, soft_wrap=True).print("\n".join(lines))
+    Console(highlight=False, soft_wrap=True, markup=False).print("\n".join(lines))

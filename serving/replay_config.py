@@ -51,6 +51,7 @@ class ReplayConfig:
     requests: Requests
     baseline: Baseline
     popularity_days: list[int]
+    baselines: list[str]
     users_per_batch: int
     device: Device
     memory_limit_gb: float
@@ -59,6 +60,8 @@ class ReplayConfig:
         if self.gain not in ("auto", "any", *LABELS):
             raise ConfigError(f"gain={self.gain}: choose auto, any or one of {', '.join(LABELS)}")
         refuse_small(self, "k", "users_per_batch")
+        if self.baselines and self.requests is Requests.slate:
+            raise ConfigError("baselines rank whole catalogues; use them with requests=user")
         if not self.popularity_days or min(self.popularity_days) < 0:
             raise ConfigError("popularity_days must list at least one number of days; 0 counts all of them")
         self.popularity_days = sorted(set(self.popularity_days))

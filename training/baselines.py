@@ -58,8 +58,9 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     Console().print(
         f"{recipe.name}: validation {shown}, model in {config.out}/model\n"
-        f"next: shopreel train model=two_tower prepared={config.prepared} out=RUN",
-        highlight=False, soft_wrap=True,
+        f"next: shopreel train model=two_tower prepared={config.prepared} out=RUN, then publish and "
+        f"shopreel replay … baselines=[{config.out}]",
+        highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import shopreel
 from data.dataset import Dataset, read_info
 from data.history import UserRequest, history_from_records
+from models.baselines import Baseline
 from models.bundle import Bundle
 from serving.held_out import user_requests
 from serving.pipeline import Pipeline
@@ -356,3 +358,64 @@ def test_what_is_there_is_not_overwritten(published: Published, tmp_path: Path, 
     assert "overwrite=true" in refusal(capsys, command("recommend", published, run))
     assert run.read_bytes() == b"mine"
     assert "is a directory" in refusal(capsys, command("recommend", published, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def counting(published: Published, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of the counting models on the prepared data of the bundle."""
+    root, prepared = tmp_path_factory.mktemp("counting"), published.run.parent / "prepared"
+    for kind in ("item_knn", "ease", "ials", "popularity"):
+        shopreel.run_command("train", [f"model={kind}", f"prepared={prepared}", f"out={root / kind}"])
+    return {path.name: path for path in root.iterdir()}
+
+
+def test_trained_baselines_rank_the_same_requests_by_what_they_learnt(
+    published: Published, tmp_path: Path, counting, log, bundle
+):
+    runs = f"baselines=[{counting['ease']},{counting['item_knn']},{counting['ials']}]"
+    assert command("replay", published, tmp_path / "with", "gain=any", "k=10", runs) == 0
+    assert command("replay", published, tmp_path / "without", "gain=any", "k=10") == 0
+    feed = lists_of(tmp_path / "with" / "run_feed.parquet")
+    assert feed == lists_of(tmp_path / "without" / "run_feed.parquet")
+    events, actions = log
+    met: dict[int, set] = {}
+    for row in (*events, *actions):
+        if row["time_ms"] < bundle.manifest.split["test_ms"]:
+            met.setdefault(row["user_id"], set()).add(row["video_id"])
+    weights = Baseline.load(counting["ease"] / "model")
+    for kind in ("ease", "item_knn", "ials"):
+        lists = lists_of(tmp_path / "with" / f"run_{kind}.parquet")
+        assert lists.keys() == feed.keys()
+        assert len({tuple(row["video_id"] for row in rows) for rows in lists.values()}) > 10
+        for name, rows in lists.items():
+            assert not {row["video_id"] for row in rows} & met.get(int(name.removeprefix("test:")), set())
+            scores = [row["score"] for row in rows]
+            assert scores == sorted(scores, reverse=True)
+    dataset = Dataset(published.market, read_info(published.market))
+    (batch,) = user_requests(
+        bundle, dataset, "test", gain="any", k=10, rules=False, memory_limit_gb=1.0, history_steps=10**6
+    )
+    user = batch.requests[0]
+    (score_N,) = weights.scores([weights.engaged(user.user.history)])
+    score_N[[0, *batch.seen[0]]] = -np.inf
+    best = bundle.catalogue.ids(np.argsort(-score_N, kind="stable")[:10]).to_pylist()
+    rows = lists_of(tmp_path / "with" / "run_ease.parquet")[batch.request_ids[0].as_py()]
+    assert [row["video_id"] for row in rows] == best
+
+
+def test_baselines_of_other_data_or_kind_are_refused(published: Published, tmp_path: Path, counting, capsys):
+    def refused(path: Path) -> str:
+        assert command("replay", published, tmp_path / "out", f"baselines=[{path}]") == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "replay ranks item_knn, ease, ials" in refused(counting["popularity"])
+    assert "no " in refused(tmp_path / "nowhere")
+    other = Path(shutil.copytree(counting["ease"], tmp_path / "ease"))
+    record = (other / "run.json").read_text()
+    (other / "run.json").write_text(record.replace(bundle_hash(published), "0" * 64))
+    assert "other prepared data" in refused(other)
+
+
+def bundle_hash(published: Published) -> str:
+    return str(Bundle.open(published.bundles).manifest.models["two_tower"]["prepared"])
