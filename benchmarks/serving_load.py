@@ -206,8 +206,8 @@ async def _send_all(
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
             answer = await reader.readuntil(b"\r\n\r\n")
             fields = answer.decode("latin-1").lower().split("\r\n")
-            (size,) = (int(field.split(":")[1]) for field in fields if field.startswith("content-length:"))
-            page = await reader.readexactly(size)
+            size = [int(field.split(":")[1]) for field in fields if field.startswith("content-length:")]
+            page = await (reader.readexactly(size[0]) if size else reader.readuntil(b"\r\n0\r\n\r\n"))
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             statuses[type(error).__name__] += 1
             return

@@ -103,7 +103,7 @@ class ApproximateIndex:
     def load(cls, path: Path, parameters: IndexParameters, shape: tuple[int, int]) -> "ApproximateIndex":
         """Read a saved index of a ``[N, D]`` catalogue; refuse one of another kind, size or metric."""
         try:
-            index = faiss.read_index(str(path))
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # mapped, so that processes share it
         except RuntimeError as error:
             raise ContractError(
                 f"{path}: not a FAISS index ({str(error).splitlines()[0]}); publish again"

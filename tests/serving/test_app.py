@@ -19,7 +19,7 @@ from serving.app import create_app
 from serving.cursor import Cursor, CursorSigner
 from serving.edge import JsonLines
 from serving.live import NotReady
-from tests.serving.fake_world import HTTP, NOW, World, fake_bundle, make_world
+from tests.serving.fake_world import HTTP, NOW, FakeDeployment, World, fake_bundle, make_world
 
 
 @pytest.fixture
@@ -314,13 +314,11 @@ def test_health_readiness_and_metrics(world: World, client: TestClient) -> None:
     error(client.post("/v1/feed", json={"user_id": 5}), 503, "store_unavailable")
 
 
-def test_nothing_is_ready_without_a_bundle(world: World, client: TestClient) -> None:
-    class Nothing:
-        @property
-        def live(self) -> None:
-            raise NotReady
+def test_nothing_is_ready_without_a_bundle(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(deployment: FakeDeployment) -> None:
+        raise NotReady
 
-    world.service.deployment = Nothing()  # type: ignore[assignment]
+    monkeypatch.setattr(FakeDeployment, "live", property(nothing), raising=False)
     for answer in (client.get("/readyz"), client.post("/v1/feed", json={"user_id": 5})):
         error(answer, 503, "not_ready")
         assert "retry-after" in answer.headers

@@ -184,3 +184,24 @@ def test_a_video_added_or_removed_counts_from_the_next_request(bundle, pipeline,
 
 def test_no_requests():
     assert rank_all(object(), [], size=4) == []
+
+
+def test_further_candidates_are_scored_beside_what_was_retrieved(bundle, pipeline, requests):
+    request = replace(requests[0], k=10)
+    (plain,) = pipeline.rank([request])
+    everything = by_hand(bundle, replace(request, k=len(bundle.catalogue)), range(len(bundle.catalogue)))[0]
+    found, worst = everything[0], everything[-3:]
+    excluded = int(request.exclude_rows[0])
+    extra = {
+        "fresh": np.array([worst[0], found, 0, 10**6]),
+        "campaign": np.array([excluded, worst[1], worst[0]]),
+    }
+    (answer,) = pipeline.rank([replace(request, extra=extra)])
+    assert answer.video_row.tolist() == [*plain.video_row.tolist(), worst[0], worst[1]]
+    assert answer.source == (*(TWO_TOWER,) * 10, "fresh", "campaign")
+    np.testing.assert_allclose(
+        answer.score[10:], pipeline.score(request.user, answer.video_row[10:]), atol=1e-6
+    )
+    beside = pipeline.rank([request, replace(request, extra=extra)])  # nobody's company gets them
+    assert beside[0].video_row.tolist() == plain.video_row.tolist()
+    assert beside[1].video_row.tolist() == answer.video_row.tolist()
