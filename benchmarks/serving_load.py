@@ -283,17 +283,20 @@ def _warmed_store(bundles: Path, dataset: str, folder: Path) -> Path:
 
 
 def _tree(pid: int) -> list[int]:
-    """The descendants of a process, and of its session where they left it (Ray's)."""
-    found = []
+    """The descendants of a process, and whoever shares a session with it or with one of them."""
+    parent, session = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if int(fields[3]) == pid and int(entry.name) != pid:  # its session
-                found.append(int(entry.name))
-    return found
+            parent[int(entry.name)], session[int(entry.name)] = int(fields[1]), int(fields[3])
+    found, size = {pid}, 0
+    while size < len(found):
+        size = len(found)
+        found |= {one for one in parent if parent[one] in found or session[one] in found}
+    return sorted(found - {pid})
 
 
 def _cpu_s(pid: int) -> float:
