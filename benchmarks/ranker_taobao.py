@@ -27,6 +27,7 @@ from training.ranking_validation import auc
 
 STEPS = ("product_click", "add_to_cart", "purchase")
 SPLIT = ("split.validation=2019-06-16", "split.test=2019-06-17", "split.end=2019-06-18")
+SEEDS = (1, 2, 3)
 SHIFT_MS, DAY_MS = 8 * 3_600_000, 86_400_000
 SETTINGS = {
     "objective": "binary", "metric": "auc", "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 50,
@@ -66,7 +67,7 @@ def train(source: Path, work: Path) -> None:
             "prepare",
             [f"dataset={work / name}/dataset", f"out={work / name}/prepared", "overwrite=true", *SPLIT],
         )
-        for seed in (1, 2, 3):
+        for seed in SEEDS:
             shopreel.run_command(
                 "train",
                 ["model=ranker", f"prepared={work / name}/prepared", f"out={work / name}/run{seed}",
@@ -83,7 +84,7 @@ def report(work: Path) -> None:
     for step in STEPS:
         for name in ("together", step):
             prepared = Prepared.open(work / name / "prepared")
-            measured = [_ranker(prepared, work / name / f"run{seed}", step) for seed in (1, 2, 3)]
+            measured = [_ranker(prepared, work / name / f"run{seed}", step) for seed in SEEDS]
             _line(step, "ranker, all steps" if name == "together" else "ranker, this step alone", measured)
         prepared = Prepared.open(work / "together" / "prepared")
         if tables is None:
