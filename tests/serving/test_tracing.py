@@ -36,7 +36,7 @@ def test_a_request_is_one_trace_with_a_span_per_stage(
     assert client.post("/v1/feed", json={"user_id": 5}, headers=headers).status_code == 200
     spans = {span.name: span for span in exporter.get_finished_spans()}
     request = spans.pop("POST /v1/feed")
-    assert set(spans) == {"session", "state", "rank", "page", "commit"}
+    assert set(spans) == {"session", "state", "sources", "rank", "page", "commit"}
     assert f"{request.context.trace_id:032x}" == TRACE
     assert f"{request.parent.span_id:016x}" == PARENT
     assert dict(request.attributes) == {
