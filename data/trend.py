@@ -33,12 +33,14 @@ NEVER = np.iinfo(np.int64).max
 class Trend:
     """Decayed impressions per video and in all, and the day on which each video was first shown.
 
+    ``first_days`` are those of ``first_day_N`` in order: how many videos were out by a day is a search.
     Days are counted from an origin that the caller keeps: day 0 is the first that is not counted.
     """
 
     videos: list[DecayedCounts]
     totals: list[DecayedCounts]
     first_day_N: I64
+    first_days: I64
     period_days: int
 
     @classmethod
@@ -54,6 +56,7 @@ class Trend:
             [DecayedCounts.build(row, day, amount, half_life) for half_life in HALF_LIVES_DAYS],
             [DecayedCounts.build(everything, day, amount, half_life) for half_life in HALF_LIVES_DAYS],
             first,
+            np.sort(first[first < NEVER]),
             -(-span // MAX_PERIODS),
         )
 
@@ -66,7 +69,7 @@ class Trend:
 
         Zeros where nothing had been shown before, or so long ago that its decayed count has no digits left.
         """
-        shown = int((self.first_day_N < day).sum())
+        shown = int(np.searchsorted(self.first_days, day))
         columns = []
         for videos, totals in zip(self.videos, self.totals, strict=True):
             total = float(totals.before(np.ones(1, np.int64), np.array([day]))[0, 0])
