@@ -168,10 +168,6 @@ class CatalogueFacts:
                 tags.append(ProductTag(product_id=product_id, price_minor=price_minor, currency=currency))
         return tags
 
-    def shoppable(self, rows: Rows) -> Mask:
-        """Bool per row: whether the video has product tags."""
-        return self.product_rows.offset[rows + 1] > self.product_rows.offset[rows]
-
     def recency(self) -> Recency:
         """Which videos are new; sorted when first asked for."""
         with self._lock:
