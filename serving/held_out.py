@@ -8,8 +8,10 @@ import pyarrow as pa
 
 from data.contract import check_types
 from data.dataset import Dataset, read_info
+from data.errors import ConfigError
 from data.held_out import HeldOutRules, held_out_requests
 from data.records import Rows as RowsOf
+from data.schema import SPLITS
 from models.bundle import Bundle
 from serving.exact import Rows
 from serving.pipeline import Pipeline, RankedList, RankRequest
@@ -35,6 +37,19 @@ def open_log(path: str) -> Dataset:
     dataset = Dataset(root, read_info(root))
     check_types(dataset)
     return dataset
+
+
+def refuse_known_split(bundle: Bundle, name: str, split: str) -> None:
+    """Raise :class:`ConfigError` where the trend of the bundle called ``name`` reaches into ``split``.
+
+    It would be asked about what it knows.
+    """
+    facts = bundle.manifest.models["two_tower"]
+    if facts.get("trend") and (facts["as_of"] == "end" or SPLITS.index(facts["as_of"]) > SPLITS.index(split)):
+        raise ConfigError(
+            f"bundle={name}: its trend knows the log up to {facts['as_of']}, so the {split} "
+            f"split is no test of it; publish with as_of={split}"
+        )
 
 
 def user_requests(

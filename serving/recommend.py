@@ -10,7 +10,7 @@ from data.errors import ConfigError
 from models.bundle import Bundle
 from serving.exact import Hits
 from serving.golden import check_golden
-from serving.held_out import open_log, rank_all, user_requests
+from serving.held_out import open_log, rank_all, refuse_known_split, user_requests
 from serving.pipeline import Pipeline, Stage
 from serving.replay_config import RecommendConfig, Rules
 from serving.replay_tables import TableWriter, run_rows, run_schema
@@ -27,6 +27,7 @@ def run(config: RecommendConfig) -> None:
         raise ConfigError(f"out={config.out} exists; choose another file or add overwrite=true")
     bundle = Bundle.open(config.bundle, device=config.device.value)
     dataset = open_log(config.dataset)
+    refuse_known_split(bundle, config.bundle, config.split.value)
     pipeline = Pipeline(bundle)
     check_golden(pipeline)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,10 @@ from data.dataset import Dataset
 from data.errors import ConfigError, ContractError
 from data.fingerprint import fingerprint
 from data.held_out import truth_schema as whole_truth_schema
-from data.schema import SPLITS
 from models.bundle import Bundle
 from serving.exact import NO_HITS
 from serving.golden import check_golden
-from serving.held_out import HeldOutBatch, open_log, rank_all, user_requests
+from serving.held_out import HeldOutBatch, open_log, rank_all, refuse_known_split, user_requests
 from serving.pipeline import Pipeline, Stage
 from serving.popularity_baseline import PopularityBaseline
 from serving.predictions import predict_impressions, predictions_schema
@@ -50,7 +49,7 @@ def run(config: ReplayConfig) -> None:
     refuse_existing(config.out, overwrite=config.overwrite)
     bundle = Bundle.open(config.bundle, device=config.device.value)
     dataset = open_log(config.dataset)
-    _refuse_knowing(config, bundle)
+    refuse_known_split(bundle, config.bundle, config.split.value)
     gain = gain_of(config.gain, bundle.manifest.dataset["tasks"])
     pipeline = Pipeline(bundle)
     check_golden(pipeline)
@@ -63,16 +62,6 @@ def run(config: ReplayConfig) -> None:
         protocol = _protocol(config, bundle, dataset, gain, counts, baseline)
         write_json(scratch / "protocol.json", protocol)
     _tell(config, protocol)
-
-
-def _refuse_knowing(config: ReplayConfig, bundle: Bundle) -> None:
-    """A bundle whose trend reaches into the split replayed would be asked about what it knows."""
-    facts, split = bundle.manifest.models["two_tower"], config.split.value
-    if facts.get("trend") and (facts["as_of"] == "end" or SPLITS.index(facts["as_of"]) > SPLITS.index(split)):
-        raise ConfigError(
-            f"bundle={config.bundle}: its trend knows the log up to {facts['as_of']}, so the {split} "
-            f"split is no test of it; publish with as_of={split}"
-        )
 
 
 def stages_of(bundle: Bundle) -> tuple[Stage, ...]:

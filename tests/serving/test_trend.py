@@ -44,11 +44,12 @@ def test_vectors_end_with_the_trend_as_far_as_the_bundle_may_know(
 
 
 @pytest.mark.parametrize(("as_of", "split"), [("test", "validation"), ("end", "test")])
-def test_replay_refuses_a_split_that_the_bundle_knows(
+def test_a_split_that_the_bundle_knows_is_refused(
     published: Published, tmp_path: Path, capsys, as_of: str, split: str
 ):
     assert publish(published, tmp_path / "bundles", f"as_of={as_of}") == 0
-    words = [f"bundle={tmp_path / 'bundles'}", f"dataset={published.market}", f"out={tmp_path / 'replay'}"]
-    assert shopreel.main(["replay", *words, f"split={split}"]) == 2
-    assert f"publish with as_of={split}" in capsys.readouterr().err
-    assert not (tmp_path / "replay").exists()
+    for command in ("replay", "recommend"):
+        words = [f"bundle={tmp_path / 'bundles'}", f"dataset={published.market}", f"out={tmp_path / command}"]
+        assert shopreel.main([command, *words, f"split={split}"]) == 2
+        assert f"publish with as_of={split}" in capsys.readouterr().err
+        assert not (tmp_path / command).exists()
