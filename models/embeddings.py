@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.features import EncodedTable, FeatureSpec
+from models.devices import to_device
 
 #: Row 0 of every table stands for an unknown value; it is trained through id dropout.
 UNKNOWN_ROW = 0
@@ -51,11 +52,8 @@ class FeatureBatch:
     def to(self, device: torch.device) -> "FeatureBatch":
         """Copy to ``device``; a no-op where it is there already."""
         return FeatureBatch(
-            {
-                name: (v.to(device, non_blocking=True), o.to(device, non_blocking=True))
-                for name, (v, o) in self.bags.items()
-            },
-            {name: matrix.to(device, non_blocking=True) for name, matrix in self.dense.items()},
+            {name: (to_device(v, device), to_device(o, device)) for name, (v, o) in self.bags.items()},
+            {name: to_device(matrix, device) for name, matrix in self.dense.items()},
             self.size,
         )
 

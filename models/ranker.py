@@ -220,7 +220,7 @@ class Ranker(nn.Module):
         impressions teach this head, and it is read on all of them.
         """
         assert self.order_out is not None
-        apart_BK2 = MAX_ORDER * torch.tanh(self.order_out(mixed_BKH) / MAX_ORDER)
+        apart_BK2 = MAX_ORDER * torch.tanh(self.order_out(mixed_BKH).to(self.order_mean.dtype) / MAX_ORDER)
         mu = self.order_mean + self.order_scale * apart_BK2[..., 0]
         return torch.stack([mu, self.order_scale.log() + apart_BK2[..., 1].clamp_max(0.5)], dim=-1)
 

@@ -15,9 +15,11 @@ from data.history import UserRequest
 from data.ranking_features import Requests
 from data.ranking_loader import RankingBatch, RankingFeatures
 from models.calibration import Calibration
+from models.devices import to_device
 from models.embeddings import FeatureBatch
 from models.heads import expected_order_value, log_probabilities
 from models.ranker import Ranker, Scores, UserState
+from models.ranker_graph import GraphedScorer
 from models.ranker_portable import RankerParts
 from models.sequence import Steps
 from models.value import ValueFormula
@@ -56,6 +58,7 @@ class RankerScorer:
     ) -> None:
         self.device = torch.device(device)
         self.model: Ranker = parts.model.to(self.device)
+        self._network = GraphedScorer(self.model) if self.device.type == "cuda" else self.model
         self.features: RankingFeatures = parts.features
         self.watch_bins = parts.watch_bins
         self.calibration: Calibration = parts.calibration
@@ -137,8 +140,8 @@ class RankerScorer:
 
     @torch.inference_mode()
     def _score(self, user: PreparedUser, rows_BK: I64, statistics_BKG: F32) -> Scores:
-        video_BKD = self.video_ND[torch.from_numpy(rows_BK).to(self.device)]
-        return self.model.score(user.state, video_BKD, torch.from_numpy(statistics_BKG).to(self.device))
+        video_BKD = self.video_ND[to_device(rows_BK, self.device)]
+        return self._network.score(user.state, video_BKD, to_device(statistics_BKG, self.device))
 
     @torch.inference_mode()
     def _read(self, scores: Scores, rows_E: I64) -> tuple[npt.NDArray[np.float64], F32 | None, F32 | None]:
@@ -161,7 +164,7 @@ def encode_requests(
     """Run the per-user part; ``video_BS`` are the history's rows of ``video_ND``."""
 
     def tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+        return to_device(array, device)
 
     steps = Steps(
         tensor(video_BS), tensor(requests.actions), tensor(requests.known), tensor(requests.watch_ms),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.schema import LABELS
+from models.devices import to_device
 from models.layers import BlockKind, build_block
 
 #: Bucket 0 = unknown; then powers of two.
@@ -36,9 +37,7 @@ class Steps:
 
     def to(self, device: torch.device) -> "Steps":
         """Copy to ``device``."""
-        return Steps(
-            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
-        )
+        return Steps(*(to_device(getattr(self, name), device) for name in self.__dataclass_fields__))
 
 
 def log_bucket(value: Tensor, buckets: int) -> Tensor:

@@ -88,7 +88,7 @@ class ExactSearch:
                 for score_N, rows in zip(score_BN, exclude[start : start + len(block_BD)], strict=True):
                     score_N[rows[(rows >= 0) & (rows < count)]] = -np.inf
             bound_B = _reached_by(score_BN, min(k, count - 1))
-            slack_B = self._slack * np.linalg.norm(block_BD, axis=1)
+            slack_B = self.slack(block_BD)
             for user_D, score_N, bound, slack in zip(block_BD, score_BN, bound_B, slack_B, strict=True):
                 rows = np.flatnonzero(score_N >= max(bound - slack, np.finfo(np.float32).min))
                 score_K = score_N[rows]
@@ -96,6 +96,11 @@ class ExactSearch:
                     rows = rows[score_K >= np.partition(score_K, len(rows) - k)[len(rows) - k] - slack]
                 hits.append(best_first(rows, pair_scores(self.vectors_ND[rows], user_D), k))
         return hits
+
+    def slack(self, user_BD: Vectors) -> Vectors:
+        """float32[B]: by how much two float32 scores of a user may differ in the wrong direction."""
+        slack_B: Vectors = self._slack * np.linalg.norm(user_BD, axis=1)
+        return slack_B
 
 
 def _scores(user_BD: Vectors, vectors_ND: Vectors) -> Vectors:

@@ -115,7 +115,9 @@ class Pipeline:
         self.value = value
         self._stage = stage
         self._ranking = StepCost()
-        self.retriever = Retriever(bundle.video_vectors, open_index(bundle))
+        self.retriever = Retriever(
+            bundle.video_vectors, open_index(bundle), device=str(bundle.encoder.device)
+        )
         self.facts = CatalogueFacts.of(bundle.videos, bundle.products)
 
     def rank(self, requests: Sequence[RankRequest], *, stages: bool = False) -> list[RankedList]:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from serving.exact import NO_HITS, NO_ROWS, ExactSearch, Hits, Mask, Rows, Vectors, best_first, pair_scores
+from serving.exact_device import DeviceExactSearch
 from serving.index import ApproximateIndex
 
 #: Below this share of eligible videos they are scored one by one instead of searched.
@@ -24,7 +26,7 @@ SCAN_SHARE = 0.02
 class _Snapshot:
     """One consistent state. ``live[r]``: the vector of row r in the main part counts."""
 
-    exact: ExactSearch
+    exact: ExactSearch | DeviceExactSearch
     index: ApproximateIndex | None
     live_N: Mask
     added_row: Rows
@@ -46,13 +48,21 @@ class Retriever:
     next one, visible to every search that starts after they return.
     """
 
-    def __init__(self, vectors_ND: Vectors, index: ApproximateIndex | None = None) -> None:
-        """``index`` None means exact search. ``vectors_ND`` may be memory-mapped."""
+    def __init__(
+        self, vectors_ND: Vectors, index: ApproximateIndex | None = None, *, device: str = "cpu"
+    ) -> None:
+        """``index`` None means exact search, on ``device``. ``vectors_ND`` may be memory-mapped."""
+        self._device = torch.device(device)
         live_N = np.ones(len(vectors_ND), bool)
         live_N[:1] = False
         nothing = np.empty((0, vectors_ND.shape[1]), np.float32)
-        self._snapshot = _Snapshot(ExactSearch(vectors_ND), index, live_N, np.empty(0, np.int64), nothing)
+        self._snapshot = _Snapshot(self._exact(vectors_ND), index, live_N, np.empty(0, np.int64), nothing)
         self._writing = threading.Lock()
+
+    def _exact(self, vectors_ND: Vectors) -> ExactSearch | DeviceExactSearch:
+        if self._device.type == "cuda":
+            return DeviceExactSearch(vectors_ND, self._device)
+        return ExactSearch(vectors_ND)
 
     @property
     def size(self) -> int:
@@ -132,7 +142,7 @@ class Retriever:
         live_N = np.zeros(start.size, bool)
         live_N[: len(start.live_N)] = start.live_N
         live_N[start.added_row] = True
-        exact = ExactSearch(vectors_ND)
+        exact = self._exact(vectors_ND)
         index = start.index and ApproximateIndex.build(vectors_ND, start.index.parameters)
         with self._writing:
             now = self._snapshot

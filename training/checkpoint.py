@@ -110,7 +110,9 @@ def load_checkpoint(
                 reader = HuggingFaceStorageReader(str(newest))
                 load(wanted, storage_reader=reader, no_dist=not ranks.grouped)
         else:
-            _copy(load_file(newest / "state.safetensors"), wanted)
+            loaded = load_file(newest / "state.safetensors")
+            # written where there was no CUDA: its generator goes on as it is
+            _copy(loaded, {n: t for n, t in wanted.items() if n in loaded or not n.startswith("random.cuda")})
         if record["best_metric"] is None:
             record["best_metric"] = float("-inf")
         progress = Progress(**record)

@@ -12,6 +12,7 @@ from data.schema import LABELS
 from models.layers import BlockKind
 from models.similarity import Similarity
 from training.model_config import ModelConfig, OptimizerConfig
+from training.precision import Precision
 from training.ranking_config import RankerConfig
 
 
@@ -154,6 +155,7 @@ class TrainConfig:
     out: str = MISSING
     seed: int = MISSING
     device: Device = MISSING
+    precision: Precision = MISSING
     threads: int = MISSING
     max_minutes: float = MISSING
     resume: bool = MISSING

@@ -13,6 +13,7 @@ from data.errors import ConfigError
 from data.loader import LoaderPosition
 from training.checkpoint import Progress, save_checkpoint
 from training.distributed import ALONE, Ranks
+from training.late_loss import LateLoss
 from training.optimizers import warmup
 from training.placement import Placement
 from training.prefetch import prefetch
@@ -117,19 +118,16 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
     log.begin_epoch(progress.epoch)
     warm, optimizers = warmup(budget.warmup_steps, budget.decay_steps), parts.placement.optimizers
     slowed = budget.plateau_factor**progress.plateaus
-    total, count = 0.0, 0
-    batches = prefetch(parts.loader)
+    total, count, late = 0.0, 0, False
+    late_loss = LateLoss()
+    batches = prefetch(parts.loader, pin=next(parts.model.parameters()).is_cuda)
     try:
         for batch, position in batches:
             optimizers.begin_step(warm(progress.step) * slowed)
             loss = parts.placement.loss(batch)
             late = clock.seconds > budget.max_seconds
-            value, late, examples = _agree(parts.ranks, loss.item(), late, batch.examples)
-            if not math.isfinite(value):
-                raise ConfigError(
-                    f"loss is {value} at step {progress.step}; lower model.optimizer.learning_rate, or look "
-                    "for extreme values in dense features"
-                )
+            value, late, examples = _agree(parts.ranks, late_loss.after(loss), late, batch.examples)
+            _refuse_infinite(value, progress.step)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = optimizers.clip(budget.clip_norm)
             optimizers.step()
@@ -139,14 +137,24 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
             left = max(budget.max_seconds - clock.seconds, 0.0) / 60
             log.step(progress.epoch, examples, total / count, left)
             if progress.step % budget.log_steps == 0:
-                log.record(progress.step, {"train/loss": value, "train/gradient_norm": norm})
+                log.record(progress.step, {"train/loss": value, "train/gradient_norm": float(norm)})
             if progress.step % budget.checkpoint_steps == 0:
+                _refuse_infinite(late_loss.last(), progress.step)
                 _save(parts, progress, log, clock)
             if late:
-                return True
+                break
     finally:
         batches.close()  # type: ignore[attr-defined]
-    return False
+    _refuse_infinite(late_loss.last(), progress.step)
+    return late
+
+
+def _refuse_infinite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"loss is {loss} at step {step}; lower model.optimizer.learning_rate, or look for extreme "
+            "values in dense features"
+        )
 
 
 def _agree(ranks: Ranks, loss: float, late: bool, examples: int) -> tuple[float, bool, int]:

@@ -26,7 +26,7 @@ def build_adamw(
         table = "tables" in name.split(".") or "embedding" in name
         (decay if parameter.ndim >= 2 and not table else keep).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):
@@ -97,13 +97,13 @@ class Optimizers:
                 group["lr"] = peak * factor
             optimizer.zero_grad(set_to_none=True)
 
-    def clip(self, norm: float) -> float:
+    def clip(self, norm: float) -> Tensor:
         """Scale the dense gradients down to ``norm``; returns their norm before.
 
         Large tables take no part: row-wise Adagrad divides by the size of gradients anyway.
         """
         parameters = [parameter for group in self.dense.param_groups for parameter in group["params"]]
-        return float(nn.utils.clip_grad_norm_(parameters, norm))
+        return nn.utils.clip_grad_norm_(parameters, norm)
 
     def step(self) -> None:
         """Apply the gradients."""
@@ -118,7 +118,7 @@ def dense_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
         for parameter in group["params"]:
             own = optimizer.state[parameter]
             if not own:
-                own["step"] = torch.zeros(())
+                own["step"] = torch.zeros((), device=parameter.device)  # where fused AdamW counts
                 own["exp_avg"], own["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             for key, value in own.items():
                 state[f"{names[parameter]}.{key}"] = value

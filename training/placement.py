@@ -4,6 +4,7 @@ The loop, the checkpoints and the portable model see a :class:`Placement` and ne
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -37,15 +38,24 @@ class Task(nn.Module):
     average is then the weighted mean over all ranks' positives.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor], ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any], Tensor],
+        ranks: Ranks = ALONE,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """``around`` makes the context of a forward pass: its precision."""
         super().__init__()
         self.model = model
         self._loss = loss
         self._ranks = ranks
+        self._around = around
 
     def forward(self, batch: Any) -> Tensor:
         """Scalar; its mean over ranks is the loss of the whole batch."""
-        loss = self._loss(batch)
+        with self._around():
+            loss = self._loss(batch)
         if self._ranks.world == 1:
             return loss
         weight = float(batch.target_weight_P.sum())

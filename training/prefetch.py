@@ -3,7 +3,11 @@
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
 
 from data.loader import LoaderPosition
 
@@ -20,8 +24,13 @@ class Source(Protocol[B_co]):
         ...
 
 
-def prefetch(loader: Source[B_co], depth: int = 2) -> Iterator[tuple[B_co, LoaderPosition]]:
-    """Batches of one epoch, each with the loader position *after* it (what a checkpoint stores)."""
+def prefetch(
+    loader: Source[B_co], depth: int = 2, *, pin: bool = False
+) -> Iterator[tuple[B_co, LoaderPosition]]:
+    """Batches of one epoch, each with the loader position *after* it (what a checkpoint stores).
+
+    ``pin`` puts their arrays into pinned memory, from which CUDA reads while the processor goes on.
+    """
     ready: queue.Queue[tuple[B_co, LoaderPosition] | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -35,7 +44,7 @@ def prefetch(loader: Source[B_co], depth: int = 2) -> Iterator[tuple[B_co, Loade
     def produce() -> None:
         try:
             for batch in loader.epoch():
-                put((batch, loader.position))
+                put((pinned(batch) if pin else batch, loader.position))
                 if stop.is_set():
                     return
             put(None)
@@ -52,3 +61,15 @@ def prefetch(loader: Source[B_co], depth: int = 2) -> Iterator[tuple[B_co, Loade
     finally:
         stop.set()
         thread.join()
+
+
+def pinned(batch: Any) -> Any:
+    """The dataclass with all its arrays, and those of dataclasses in it, in pinned memory."""
+    changed = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, np.ndarray):
+            changed[field.name] = torch.from_numpy(np.ascontiguousarray(value)).pin_memory().numpy()
+        elif is_dataclass(value):
+            changed[field.name] = pinned(value)
+    return replace(batch, **changed)

@@ -13,6 +13,7 @@ from training.checkpoint import Progress, load_checkpoint
 from training.config import TrainConfig
 from training.loop import Budget, Parts, fit
 from training.placement import OneProcess, Task, UpdateRule
+from training.precision import set_products, stepping
 from training.process import start_process
 from training.progress import RunLog
 from training.ranker_start import begin, heads_of, shape_of, watch_bins
@@ -25,6 +26,8 @@ from training.run_directory import fingerprint_of, open_run, write_run
 def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) -> None:
     """Train, calibrate on validation, and write the run directory."""
     device = start_process(config.seed, config.device, config.threads)
+    precision = config.precision.on(device)
+    set_products(precision)
     try:
         features = build_features(
             prepared, half_life_days=tuple(recipe.half_life_days), max_steps=recipe.max_steps
@@ -47,7 +50,8 @@ def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) 
         dense_table_rows=recipe.optimizer.dense_table_rows,
         table_learning_rate=recipe.optimizer.table_learning_rate,
     )  # fmt: skip
-    placement = OneProcess(Task(model, lambda batch: objective.loss(model, batch)), rule)
+    task = Task(model, lambda batch: objective.loss(model, batch), around=lambda: stepping(precision, device))
+    placement = OneProcess(task, rule)
     fingerprint = fingerprint_of(config, prepared)
     out = open_run(config, prepared, fingerprint)
     progress = (

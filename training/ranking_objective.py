@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from data.prepared import Prepared
 from data.ranking_loader import RankingBatch, RankingFeatures
 from data.schema import LABEL_BIT
+from models.devices import to_device
 from models.embeddings import FeatureBatch
 from models.heads import counterfactual_losses, order_value_loss, task_losses
 from models.ranker import Ranker
@@ -95,7 +96,7 @@ class RankingObjective:
                 self._tensor(batch.watch_ms_B[seen].astype(np.float64)),
                 self._tensor(self.bins.edge_ms[group]),
             )
-            logit = scores.watch_BKE[:, 0][self._tensor(seen)]
+            logit = scores.watch_BKE[:, 0][self._tensor(seen)].to(target.dtype)
             losses["watch"] = (
                 F.binary_cross_entropy_with_logits(logit, target, reduction="sum") / max(target.numel(), 1)
             ) * self.recipe.watch_weight
@@ -123,7 +124,7 @@ class RankingObjective:
         return position.masked_fill(torch.rand(position.shape, device=self.device) < HIDDEN_POSITIONS, -1)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return to_device(array, self.device)
 
 
 def labels_of(

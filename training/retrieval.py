@@ -8,6 +8,7 @@ from data.loader import Batch, SequenceLoader
 from data.prepared import Prepared
 from data.targets import TargetWeights
 from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend
+from models.devices import to_device
 from models.embeddings import FeatureBatch, dense_widths, table_rows
 from models.inference import UserEncoder, embed_catalogue, with_trend
 from models.losses import full_softmax, sampled_softmax
@@ -151,7 +152,7 @@ class RetrievalObjective:
         return FeatureBatch(bags, features.dense, features.size)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return to_device(array, self.device)
 
 
 def hidden_videos(batch: Batch, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -178,7 +179,7 @@ def steps_of(batch: Batch, device: torch.device) -> Steps:
         batch.time_ms_BS,
         batch.length_B,
     )
-    return Steps(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+    return Steps(*(to_device(array, device) for array in arrays))
 
 
 def validate(

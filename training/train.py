@@ -23,6 +23,7 @@ from training.config import BaselineConfig, TableKind, TrainConfig, TwoTowerConf
 from training.distributed import RankLostError, Ranks, open_ranks
 from training.loop import Budget, Parts, fit, is_over
 from training.placement import Task, UpdateRule, place, tables_factory
+from training.precision import set_products, stepping
 from training.process import part_ways, start_process, wants_cuda
 from training.ranking import train_ranker
 from training.ranking_config import RankerConfig
@@ -62,6 +63,8 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     """Train a two-tower model into ``config.out``."""
     sharded = _sharded(config.tables, ranks)
     device = start_process(config.seed, config.device, config.threads, ranks)
+    precision = config.precision.on(device)
+    set_products(precision)
     shape = shape_of(recipe, prepared)
     rule = UpdateRule(
         learning_rate=recipe.optimizer.learning_rate,
@@ -79,7 +82,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     trend = training_trend(prepared) if has_trend(prepared) else None
     trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
     objective = RetrievalObjective(prepared, device, recipe.id_dropout, trend)
-    task = Task(model, lambda batch: objective.loss(model, batch), ranks)
+    task = Task(model, lambda batch: objective.loss(model, batch), ranks, lambda: stepping(precision, device))
     placement = place(task, rule, ranks, device, sharded=sharded)
     part_ways(config.seed, ranks)
 

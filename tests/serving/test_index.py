@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ContractError
 from serving.exact import ExactSearch, Hits
+from serving.exact_device import DeviceExactSearch
 from serving.index import ApproximateIndex, IndexKind, IndexParameters, choose_kind, recall_of
 from serving.retriever import Retriever
 
@@ -71,9 +73,10 @@ def test_exact_search_is_brute_force(data):
     k = data.draw(st.integers(1, 40))
     exclude = [rng.integers(-1, videos + 3, rng.integers(0, 8)) for _ in range(users)]
     eligible = rng.random(videos + 1) < 0.7 if data.draw(st.booleans()) else None
-    found = ExactSearch(vectors).search(user, k, exclude=exclude, eligible=eligible)
-    for hits, user_D, rows in zip(found, user, exclude, strict=True):
-        same(hits, brute_force(vectors, user_D, k, rows, eligible))
+    for search in (ExactSearch(vectors), DeviceExactSearch(vectors, torch.device("cpu"))):
+        found = search.search(user, k, exclude=exclude, eligible=eligible)
+        for hits, user_D, rows in zip(found, user, exclude, strict=True):
+            same(hits, brute_force(vectors, user_D, k, rows, eligible))
 
 
 def test_equal_videos_far_apart_come_in_row_order():
@@ -87,6 +90,8 @@ def test_equal_videos_far_apart_come_in_row_order():
         np.concatenate([user, rng.standard_normal((300, 33)).astype(np.float32)]), 3
     )
     same(many[0], alone)
+    device = DeviceExactSearch(vectors, torch.device("cpu")).search(user, 3)
+    same(device[0], alone)
 
 
 def test_index_scores_and_order_are_those_of_brute_force(built):
