@@ -48,6 +48,19 @@ def best_first(rows: Rows, scores: Vectors, k: int) -> Hits:
     return Hits(rows[order], scores[order])
 
 
+def best_of(vectors_ND: Vectors, rows: Rows, user_D: Vectors, k: int, *, exclude: Rows, slack: float) -> Hits:
+    """The ``k`` best of distinct ``rows`` without ``exclude``; fewer where there are fewer.
+
+    Many rows are compared in float32 first, which may err by ``slack`` (:meth:`ExactSearch.slack`).
+    """
+    most = k + len(exclude)
+    if len(rows) > most:
+        score_K = vectors_ND[rows] @ user_D
+        rows = rows[score_K >= np.partition(score_K, len(rows) - most)[len(rows) - most] - slack]
+    rows = rows[~np.isin(rows, exclude)]
+    return best_first(rows, pair_scores(vectors_ND[rows], user_D), k)
+
+
 class ExactSearch:
     """Brute force over ``vectors_ND``, which may be memory-mapped and is not copied."""
 

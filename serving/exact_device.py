@@ -48,6 +48,10 @@ class DeviceExactSearch:
             hits += self._block(part_BD, k, unwanted, hidden_N, eligible)
         return hits
 
+    def slack(self, user_BD: Vectors) -> Vectors:
+        """See :meth:`serving.exact.ExactSearch.slack`."""
+        return self._on_cpu.slack(user_BD)
+
     def _block(
         self, user_BD: Vectors, k: int, exclude: Sequence[Rows] | None, hidden_N: torch.Tensor | None,
         eligible: Mask | None,
@@ -66,7 +70,7 @@ class DeviceExactSearch:
             )
         score_BM, row_BM = score_BN.topk(min(k + SPARE, count), dim=1)
         found_BM, rows_BM = score_BM.cpu().numpy(), row_BM.cpu().numpy()
-        slack_B = self._on_cpu.slack(user_BD)
+        slack_B = self.slack(user_BD)
         hits = []
         for place, (user_D, found, rows) in enumerate(zip(user_BD, found_BM, rows_BM, strict=True)):
             if len(rows) < count and np.isfinite(found[-1]) and found[-1] >= found[k - 1] - slack_B[place]:

@@ -14,8 +14,8 @@ from serving.publish_config import IndexConfig, Kind
 def choices(videos: int, k: int, config: IndexConfig) -> list[IndexParameters]:
     """What to build for so many videos, not tuned yet; the later ones where the earlier miss the target."""
     if config.kind is Kind.auto:
-        kind = choose_kind(videos, exact_below=config.exact_below, hnsw_below=config.hnsw_below)
-        kinds = [kind, IndexKind.ivf] if kind is IndexKind.hnsw else [kind]
+        kind = choose_kind(videos, exact_below=config.exact_below, scan_below=config.scan_below)
+        kinds = [kind, IndexKind.ivf] if kind is IndexKind.scan else [kind]
     else:
         kinds = [IndexKind(config.kind.value)]
     if not videos:
@@ -64,7 +64,7 @@ def build_index(
 
 def _parameters(kind: IndexKind, videos: int, k: int, config: IndexConfig) -> IndexParameters:
     match kind:
-        case IndexKind.exact:
+        case IndexKind.exact | IndexKind.scan:
             return IndexParameters(kind=kind, k=k)
         case IndexKind.hnsw:
             return IndexParameters(

@@ -11,6 +11,7 @@ class Kind(Enum):
 
     auto = "auto"
     exact = "exact"
+    scan = "scan"
     hnsw = "hnsw"
     ivf = "ivf"
 
@@ -36,7 +37,7 @@ class IndexConfig:
 
     kind: Kind
     exact_below: int
-    hnsw_below: int
+    scan_below: int
     hnsw_links: int
     hnsw_build_width: int
     ivf_lists: int

@@ -14,7 +14,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from serving.exact import NO_HITS, NO_ROWS, ExactSearch, Hits, Mask, Rows, Vectors, best_first, pair_scores
+from serving.exact import (
+    NO_HITS,
+    NO_ROWS,
+    ExactSearch,
+    Hits,
+    Mask,
+    Rows,
+    Vectors,
+    best_first,
+    best_of,
+    pair_scores,
+)
 from serving.exact_device import DeviceExactSearch
 from serving.index import ApproximateIndex
 
@@ -176,7 +187,7 @@ def _search(
 def _search_main(
     snapshot: _Snapshot, user_BD: Vectors, k: int, exclude: Sequence[Rows], mask: Mask | None
 ) -> list[Hits]:
-    count = len(snapshot.live_N) - 1 if mask is None else int(mask.sum())
+    count = len(snapshot.live_N) - 1 if mask is None else int(np.count_nonzero(mask))
     if count == 0 or k < 1:
         return [NO_HITS] * len(user_BD)
     if snapshot.index is None:
@@ -187,6 +198,7 @@ def _search_main(
     hits: list[Hits | None] = [None] * len(user_BD)
     # users who need about as many candidates go through the index together
     magnitude_B = np.ceil(np.log2(fetch_B))
+    slack_B = snapshot.exact.slack(user_BD)
     for magnitude in np.unique(magnitude_B):
         group = np.flatnonzero(magnitude_B == magnitude).tolist()
         fetch = int(fetch_B[group].max())
@@ -194,10 +206,11 @@ def _search_main(
             continue
         found = snapshot.index.search(user_BD[group], fetch, eligible=mask)
         for user, rows in zip(group, found, strict=True):
-            left = rows[~np.isin(rows, exclude[user])]
-            if len(left) >= k:
-                scores = pair_scores(snapshot.exact.vectors_ND[left], user_BD[user])
-                hits[user] = best_first(left, scores, k)
+            best = best_of(
+                snapshot.exact.vectors_ND, rows, user_BD[user], k, exclude=exclude[user], slack=slack_B[user]
+            )
+            if len(best.video_row) == k:
+                hits[user] = best
     short = [user for user, answer in enumerate(hits) if answer is None]
     if short:
         rest = snapshot.exact.search(

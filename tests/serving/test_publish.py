@@ -78,7 +78,10 @@ def test_the_same_content_has_the_same_name_and_other_content_another(
     assert {path.name[:7] for path in out.iterdir()} == {"CURRENT", "bundle-"}
 
 
-@pytest.mark.parametrize(("kind", "further"), [("ivf", "index.ivf_lists=16"), ("hnsw", "index.hnsw_links=4")])
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [("ivf", "index.ivf_lists=16"), ("hnsw", "index.hnsw_links=4"), ("scan", "index.seed=1")],
+)
 def test_an_approximate_index_is_published_with_its_recall(
     published: Published, tmp_path: Path, kind: str, further: str
 ):
