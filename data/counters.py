@@ -4,6 +4,7 @@ An impression reads the counts of the days before its own, in training as at ser
 published daily knows no more, so the two cannot differ. Days begin at the split's boundaries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +55,7 @@ class DecayedCounts:
 
     def before(self, entity: I64, day: I64) -> F32:
         """Counts ``[E, C]`` of the days before ``day``, decayed to the day before it; zeros where none."""
-        if len(self.key) == 0:
-            return np.zeros((len(entity), self.state.shape[1]), np.float32)
-        wanted = entity * _SPAN + day + _SPAN // 2
-        place = np.searchsorted(self.key, wanted, side="left") - 1
-        found = (place >= 0) & (self.key[place] // _SPAN == entity) & (entity > 0)
-        age = wanted - self.key[place] - 1
-        share = np.where(found, np.exp2(-np.where(found, age, 0) / self.half_life_days), 0.0)
-        out: F32 = (self.state[place] * share[:, None]).astype(np.float32)
-        return out
+        return counts_before([self], entity, day)[0]
 
     def since(self, day: int) -> "DecayedCounts":
         """What lookups of ``day`` and later can still reach."""
@@ -71,6 +64,22 @@ class DecayedCounts:
         last_before[:-1] |= at[1:] >= day
         kept = (at >= day) | last_before
         return DecayedCounts(self.half_life_days, self.key[kept], self.state[kept])
+
+
+def counts_before(tables: Sequence[DecayedCounts], entity: I64, day: I64) -> list[F32]:
+    """:meth:`DecayedCounts.before` of tables of the same records, which differ in their half-lives alone."""
+    key = tables[0].key if tables else np.zeros(0, np.int64)
+    if len(key) == 0:
+        return [np.zeros((len(entity), table.state.shape[1]), np.float32) for table in tables]
+    wanted = entity * _SPAN + day + _SPAN // 2
+    place = np.searchsorted(key, wanted, side="left") - 1
+    found = (place >= 0) & (key[place] // _SPAN == entity) & (entity > 0)
+    age = np.where(found, wanted - key[place] - 1, 0)
+    sums = []
+    for table in tables:
+        share = np.where(found, np.exp2(-age / table.half_life_days), 0.0).astype(np.float32)
+        sums.append(table.state[place] * share[:, None])
+    return sums
 
 
 def save_counts(counts: dict[str, list[DecayedCounts]], path: Path) -> None:

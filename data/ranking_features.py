@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.counters import DAY_MS, DecayedCounts
+from data.counters import DAY_MS, DecayedCounts, counts_before
 from data.features import BagFeature, EncodedTable, FeatureSpec
 from data.history import UserRequest
 from data.schema import LABEL_BIT
@@ -223,7 +223,6 @@ def candidate_statistics(
     video, its creator and product on earlier days; duration and age.
     """
     tasks = len(spec.tasks)
-    batch, candidates = video_BK.shape
     total_BC = outcome_BSC.sum(1)
     own_BT = _rate(
         total_BC[:, :tasks], total_BC[:, tasks : 2 * tasks], np.array(spec.base_rate, np.float32), USER_PRIOR
@@ -232,31 +231,88 @@ def candidate_statistics(
     parts: list[npt.NDArray[Any]] = []
     pairs = [(keys.key[name][video_BK], keys.key[name][requests.video]) for name in spec.matched]
     pairs.append((np.broadcast_to(requests.surface[:, None], video_BK.shape), requests.step_surface))
-    for mine_BK, theirs_BS in pairs:
-        same_BKS = (mine_BK[:, :, None] == theirs_BS[:, None, :]) & (mine_BK > 0)[:, :, None]
-        sum_BKC = same_BKS.astype(np.float32) @ outcome_BSC
-        parts.append(
-            _log_odds(sum_BKC[..., :tasks], sum_BKC[..., tasks : 2 * tasks], own_BT[:, None], MATCH_PRIOR)
-            - _logit(own_BT)[:, None]
-        )
-        ratio_BK = (sum_BKC[..., -2] + own_ratio_B[:, None]) / (sum_BKC[..., -1] + 1.0)
-        parts += [np.log1p(sum_BKC[..., 2 * tasks, None]), (ratio_BK - own_ratio_B[:, None])[..., None]]
-    flat = video_BK.reshape(-1)
-    day = np.repeat(spec.day(requests.time_ms), candidates)
-    base_T = np.array(spec.base_rate, np.float32)
-    for name in spec.counted:
-        for table in counts[name]:
-            sum_EC = table.before(keys.key[name][flat], day)
-            odds = _log_odds(sum_EC[:, :tasks], sum_EC[:, tasks : 2 * tasks], base_T, ENTITY_PRIOR)
-            ratio = (sum_EC[:, -2] + 10.0) / (sum_EC[:, -1] + 20.0)
-            columns = [odds - _logit(base_T), np.log1p(sum_EC[:, 2 * tasks, None]), ratio[:, None]]
-            parts.append(np.concatenate(columns, axis=1).reshape(batch, candidates, tasks + 2))
+    parts.append(_matches(pairs, outcome_BSC, own_BT, own_ratio_B))
+    if spec.counted:
+        parts.append(_entities(video_BK, spec.day(requests.time_ms), keys, counts, spec))
     duration, publish = keys.duration_ms[video_BK], keys.publish_time_ms[video_BK]
     age_days = np.maximum(requests.time_ms[:, None] - publish, 0) / DAY_MS
     age_known = (publish >= 0) & spec.use_time
     parts.append(np.log1p(np.maximum(duration, 0) / 1000.0)[..., None])
     parts += [np.where(age_known, np.log1p(age_days), 0.0)[..., None], age_known[..., None]]
-    return np.concatenate(parts, axis=-1).astype(np.float32)
+    return np.concatenate([part.astype(np.float32, copy=False) for part in parts], axis=-1)
+
+
+def _matches(
+    pairs: Sequence[tuple[I64, I64]], outcome_BSC: F32, own_BT: F32, own_ratio_B: npt.NDArray[np.float32]
+) -> F32:
+    """How the user took to steps with the candidate's value, T + 2 columns for each of ``pairs``.
+
+    A pair holds values of the candidates ``[B, K]`` and of the steps ``[B, S]``, 0 unknown.
+    """
+    if (
+        len(own_BT) == 1
+    ):  # a request has more candidates than its history has values: those are worked out once
+        place_FK, sum_UC = _distinct_sums(pairs, outcome_BSC[0])
+        columns_UX = _match_columns(sum_UC[None], own_BT, own_ratio_B)[0]
+        return np.concatenate([columns_UX[place_K] for place_K in place_FK], axis=-1)[None]
+    parts = []
+    for mine_BK, theirs_BS in pairs:
+        same_BKS = (mine_BK[:, :, None] == theirs_BS[:, None, :]) & (mine_BK > 0)[:, :, None]
+        parts.append(_match_columns(same_BKS.astype(np.float32) @ outcome_BSC, own_BT, own_ratio_B))
+    return np.concatenate(parts, axis=-1)
+
+
+def _distinct_sums(pairs: Sequence[tuple[I64, I64]], outcome_SC: F32) -> tuple[list[I64], F32]:
+    """Of one request: the row of every candidate by pair, and the outcomes in each row.
+
+    A row sums the steps of one distinct value; row 0 is for values that no step has.
+    """
+    sums, place_FK, rows = [np.zeros((1, outcome_SC.shape[1]), np.float32)], [], 1
+    for (mine_K,), (theirs_S,) in pairs:
+        value_U = np.unique(theirs_S)
+        sums.append((value_U[:, None] == theirs_S).astype(np.float32) @ outcome_SC)
+        place_K = np.minimum(np.searchsorted(value_U, mine_K), max(len(value_U) - 1, 0))
+        found_K = (value_U[place_K] == mine_K) & (mine_K > 0) if len(value_U) else np.zeros(len(mine_K), bool)
+        place_FK.append(np.where(found_K, rows + place_K, 0))
+        rows += len(value_U)
+    return place_FK, np.concatenate(sums)
+
+
+def _match_columns(sum_BKC: F32, own_BT: F32, own_ratio_B: npt.NDArray[np.float32]) -> F32:
+    """``[B, K, T + 2]``: log-odds by task beyond the user's own, number of steps, watch ratio beyond it."""
+    tasks = own_BT.shape[1]
+    ratio_BK = (sum_BKC[..., -2] + own_ratio_B[:, None]) / (sum_BKC[..., -1] + 1.0)
+    odds_BKT = _log_odds(sum_BKC[..., :tasks], sum_BKC[..., tasks : 2 * tasks], own_BT[:, None], MATCH_PRIOR)
+    return np.concatenate(
+        [
+            odds_BKT - _logit(own_BT)[:, None],
+            np.log1p(sum_BKC[..., 2 * tasks, None]),
+            (ratio_BK - own_ratio_B[:, None])[..., None],
+        ],
+        axis=-1,
+    )
+
+
+def _entities(
+    video_BK: I64, day_B: I64, keys: CatalogueKeys, counts: dict[str, list[DecayedCounts]], spec: RankingSpec
+) -> F32:
+    """How all users took to the candidate's video, creator, product: T + 2 columns for each and half-life."""
+    tasks, flat = len(spec.tasks), video_BK.reshape(-1)
+    day_E = np.repeat(day_B, video_BK.shape[1])
+    sum_EHC = np.stack(
+        [
+            sum_EC
+            for name in spec.counted
+            for sum_EC in counts_before(counts[name], keys.key[name][flat], day_E)
+        ],
+        axis=1,
+    )
+    base_T = np.array(spec.base_rate, np.float32)
+    odds = _log_odds(sum_EHC[..., :tasks], sum_EHC[..., tasks : 2 * tasks], base_T, ENTITY_PRIOR)
+    ratio = (sum_EHC[..., -2] + 10.0) / (sum_EHC[..., -1] + 20.0)
+    columns = [odds - _logit(base_T), np.log1p(sum_EHC[..., 2 * tasks, None]), ratio[..., None]]
+    joined = np.concatenate(columns, axis=-1)
+    return joined.reshape(*video_BK.shape, joined.shape[1] * joined.shape[2])
 
 
 def _rate(true: F32, known: F32, prior: npt.NDArray[np.float32], strength: float) -> F32:
