@@ -93,6 +93,44 @@ def forbidden(row: int, audience: Audience) -> bool:
 CLAIMS = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=4), max_size=3)
 
 
+@settings(max_examples=100)
+@given(st.permutations(range(1, COUNT + 1)), st.integers(1, 6), SLATES, AUDIENCES, CLAIMS)
+def test_nothing_gives_way_for_campaigns_whatever_they_claim(
+    rows: list[int], size: int, slate: SlatePreferences, audience: Audience, claimed: list[list[int]]
+) -> None:
+    claims = [Claim(f"c{number}", "Ad", tuple(choices)) for number, choices in enumerate(claimed)]
+    page = page_of(rows, size, slate, audience=audience, claims=claims, positions=(0, 1, 2))
+    # laid out one by one, without anything else on the page: the first video that keeps all is the campaign's
+    paid: list[tuple[str, int]] = []
+    for one in claims:
+        for row in (rows[at] for at in one.choices):
+            if len(paid) < min(3, size) and _keeps_all(slate, size, [r for _, r in paid], row, audience):
+                paid.append((one.campaign_id, row))
+                break
+    shown = [(slot.campaign_id, slot.row) for slot in page.slots if slot.campaign_id is not None]
+    assert shown == paid
+
+
+def _keeps_all(slate: SlatePreferences, size: int, others: list[int], row: int, audience: Audience) -> bool:
+    """Whether ``row`` may join ``others`` on a page: hard rules, every cap and share, written down again."""
+    if row in others or forbidden(row, audience):
+        return False
+    page = [*others, row]
+    goods = [video for video in page if video % 2 == 0]
+    kinds = [
+        (slate.creator_cap, [video % 7 for video in page if row % 7 == video % 7]),
+        (slate.merchant_cap, [video for video in goods if row % 2 == 0 and row % 6 == video % 6]),
+        (slate.brand_cap, [video for video in goods if row % 2 == 0 and row % 10 == video % 10]),
+    ]
+    most = int(slate.max_shopping_share * size + 1e-9)
+    least = min(-int(-(slate.min_shopping_share * size - 1e-9) // 1), most)
+    return (
+        all(len(same) <= cap for cap, same in kinds if cap)
+        and (row % 2 == 1 or len(goods) <= most)
+        and (row % 2 == 0 or size - len(page) >= least - len(goods))
+    )
+
+
 @settings(max_examples=150)
 @given(ROWS, st.integers(1, 20), SLATES, EXPLORATIONS, AUDIENCES, st.integers(0, 9), CLAIMS)
 def test_every_page_keeps_every_promise(
