@@ -26,7 +26,7 @@ def main(prepared_path: str, run: str) -> None:
     prepared = Prepared.open(prepared_path)
     parts = load_ranker(
         Path(run) / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users),
+        user_table=prepared.user_table,
     )  # fmt: skip
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
     loader = RankingLoader(prepared, parts.features, split=1, batch_size=4096, seed=0, shuffle=False)

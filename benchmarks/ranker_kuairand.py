@@ -56,7 +56,7 @@ def ranker_predictions(prepared: Prepared, run: Path, loading: type[RankingLoade
     """Test impressions scored by the run's portable model."""
     parts = load_ranker(
         run / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users),
+        user_table=prepared.user_table,
     )  # fmt: skip
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
     loader = loading(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)

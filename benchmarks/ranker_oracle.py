@@ -2,7 +2,7 @@
 
     python benchmarks/ranker_oracle.py DATASET PREPARED RUN
 
-Every test impression has a true probability of each label and a true expected watch time and order value.
+Every impression of the first test day has a true probability of each label and a true expected watch time and order value.
 The oracle knows the position, which the ranker does not at serving; ``averaged`` is an oracle that does
 not either: its probability is the mean over the positions of the log. Excess log loss is the expected one
 under the truth, so that no draw of labels blurs it.
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.counters import DAY_MS
 from data.prepared import Prepared
 from data.ranking_loader import RankingLoader
+from data.sequences import Sequences
 from data.simulator.market import Market
 from models.calibration import calibration_error
 from models.ranker_inference import RankerScorer
@@ -35,14 +37,24 @@ class Comparison:
     market: np.ndarray
 
 
+class FirstDay(RankingLoader):
+    """Impressions of the first day of the split: what a model trained daily is asked about."""
+
+    def chosen(self, sequences: Sequences) -> np.ndarray:
+        """Places of the impressions."""
+        places = super().chosen(sequences)
+        end_ms = self.prepared.manifest["split"]["test_ms"] + DAY_MS
+        return places[sequences.examples["example_time_ms"][places] < end_ms]
+
+
 def compare(dataset: str, prepared: Prepared, run: str) -> Comparison:
     """Score the test split by the serving path and ask the market for the same impressions."""
     parts = load_ranker(
         Path(run) / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users),
+        user_table=prepared.user_table,
     )  # fmt: skip
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
-    loader = RankingLoader(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)
+    loader = FirstDay(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)
     truth, blocks = Market.load(dataset), []
     tasks = (*scorer.tasks, "watch_ms", "order_value_minor")
     for batch in loader.epoch():

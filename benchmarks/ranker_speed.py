@@ -41,7 +41,7 @@ def main(
     prepared = Prepared.open(prepared_path)
     parts = load_ranker(
         Path(run) / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users),
+        user_table=prepared.user_table,
     )  # fmt: skip
     parts.features.spec = replace(parts.features.spec, max_steps=steps)  # no parameter depends on it
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)

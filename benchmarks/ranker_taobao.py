@@ -105,7 +105,7 @@ def report(work: Path) -> None:
 def _ranker(prepared: Prepared, run: Path, step: str) -> tuple[float, float, float]:
     parts = load_ranker(
         run / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users),
+        user_table=prepared.user_table,
     )  # fmt: skip
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
     loader = RankingLoader(prepared, parts.features, split=2, batch_size=4096, seed=0, shuffle=False)

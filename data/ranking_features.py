@@ -7,114 +7,29 @@ Axes: B requests, S history steps (padded at the end), K candidates, T tasks.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data.catalogue_keys import CatalogueKeys
 from data.counters import DAY_MS, DecayedCounts, counts_before
-from data.features import BagFeature, EncodedTable, FeatureSpec
 from data.history import UserRequest
-from data.schema import LABEL_BIT
+from data.ranking_spec import RankingSpec
+from data.schema import FUNNEL, LABEL_BIT, LABELS
+from data.taste_regression import taste_vectors
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-#: Bag features whose equality between a candidate and a step of the history is counted.
-MATCHED = ("video_id", "video_creator_id", "video_category", "video_tags", "video_duration_ms",
-           "video_product_ids", "product_merchant_id", "product_brand", "product_category")  # fmt: skip
-#: Bag features that carry decayed counts over all users.
-COUNTED = ("video_id", "video_creator_id", "video_product_ids")
 #: Strength of the prior of a rate, in impressions: of a user, of a match within a user, of an entity.
 USER_PRIOR, MATCH_PRIOR, ENTITY_PRIOR = 4.0, 3.0, 20.0
 #: Half-life of the recent rates, in steps, and the length of a session for its depth.
 RECENT_STEPS, SESSION_MS = 8.0, 30 * 60_000
+#: Strength of the belief that a user pays the middle price, in shopping steps.
+PRICE_PRIOR = 2.0
 #: Watch time over duration is counted up to this.
 MAX_WATCH_RATIO = 4.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingSpec:
-    """What fixes the numbers: stored with the model. ``base_rate`` is of each task in training.
-
-    ``day_zero_ms`` is the first moment of validation (0 for a given split); without real times
-    (``use_time`` false) neither clocks nor counts of days are read.
-    """
-
-    tasks: tuple[str, ...]
-    base_rate: tuple[float, ...]
-    matched: tuple[str, ...]
-    counted: tuple[str, ...]
-    half_life_days: tuple[float, ...]
-    day_zero_ms: int
-    use_time: bool
-    max_steps: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_json` gives back an equal spec."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "RankingSpec":
-        """Rebuild a spec; unknown or missing keys raise ``TypeError``."""
-        plain: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in value.items()}
-        return cls(**plain)
-
-    def day(self, time_ms: I64) -> I64:
-        """Day of a moment; day 0 begins validation."""
-        return (time_ms - self.day_zero_ms) // DAY_MS
-
-    def hour(self, time_ms: I64) -> I64:
-        """Local hour plus one, 1 … 24; 0 where the log's clock means nothing."""
-        return ((time_ms - self.day_zero_ms) % DAY_MS // 3_600_000 + 1) * self.use_time
-
-    @property
-    def user_names(self) -> list[str]:
-        """Columns of :func:`user_statistics`."""
-        per_task = [f"{what}_{task}" for what in ("rate", "count", "recent") for task in self.tasks]
-        return [*per_task, "steps", "watched", "watch_ratio", "recent_watch_ratio", "gap_s", "session_steps"]
-
-    @property
-    def candidate_names(self) -> list[str]:
-        """Columns of :func:`candidate_statistics`."""
-        matches = [
-            f"{name}.{what}"
-            for name in (*self.matched, "surface")
-            for what in (*self.tasks, "steps", "watch_ratio")
-        ]
-        counts = [
-            f"{name}.{half_life:g}d.{what}"
-            for name in self.counted
-            for half_life in self.half_life_days
-            for what in (*self.tasks, "impressions", "watch_ratio")
-        ]
-        return [*matches, *counts, "duration", "age", "age_known"]
-
-
-@dataclass(slots=True)
-class CatalogueKeys:
-    """Per catalogue row: one value of every matched and counted feature, duration and publication.
-
-    ``key`` int64[N + 1]: of several values the first; 0 = unknown. Times in ms, −1 unknown.
-    """
-
-    key: dict[str, I64]
-    duration_ms: I64
-    publish_time_ms: I64
-
-    @classmethod
-    def of(cls, spec: RankingSpec, table: EncodedTable, raw: dict[str, I64]) -> "CatalogueKeys":
-        """From the encoded catalogue and ``Prepared.video_raw``."""
-        key = {}
-        for name in {*spec.matched, *spec.counted}:
-            if name == "video_id":  # the catalogue row itself: hashed ids would mix videos
-                key[name] = np.arange(table.num_rows)
-                continue
-            values, offsets = table.bags[name]
-            filled = np.diff(offsets) > 0
-            key[name] = np.zeros(table.num_rows, np.int64)
-            key[name][filled] = values[offsets[:-1][filled]]
-        return cls(key, raw["duration_ms"], raw["publish_time_ms"])
 
 
 @dataclass(slots=True)
@@ -155,18 +70,29 @@ class Requests:
             pad("time_ms"), pad("actions"), pad("known"), pad("watch_ms"), pad("surface_row"),
         )  # fmt: skip
 
+    def newest(self, steps: int) -> "Requests":
+        """The same requests with the newest ``steps`` steps of each."""
+        if self.video.shape[1] <= steps:
+            return self
+        index = np.maximum(self.length - steps, 0)[:, None] + np.arange(steps)
+        names = ("video", "step_time_ms", "actions", "known", "watch_ms", "step_surface")
+        kept = {name: np.take_along_axis(getattr(self, name), index, axis=1) for name in names}
+        return replace(self, length=np.minimum(self.length, steps), **kept)
+
     def outcomes(self, spec: RankingSpec, duration_ms: I64) -> F32:
         """``[B, S, 2T + 3]``: true and known per task, one, watch ratio, whether it is known; padding 0."""
         batch, steps = self.video.shape
+        tasks = len(spec.tasks)
         bits = np.array([LABEL_BIT[task] for task in spec.tasks], np.int64)
-        out = np.zeros((batch, steps, 2 * len(bits) + 3), np.float32)
-        tasks = len(bits)
-        out[..., :tasks] = (self.actions[..., None] & bits) > 0
-        out[..., tasks : 2 * tasks] = (self.known[..., None] & bits) > 0
-        out[..., 2 * tasks] = 1.0
-        ratio = watch_ratio(self.watch_ms, duration_ms[self.video])
+        # every mask's row of zeros and ones: a look-up is several times faster than testing bits
+        mask_MT = ((np.arange(1 << len(LABELS))[:, None] & bits) > 0).astype(np.float32)
+        valid = np.arange(steps) < self.length[:, None]
+        out = np.empty((batch, steps, 2 * tasks + 3), np.float32)
+        out[..., :tasks] = mask_MT[np.where(valid, self.actions, 0)]
+        out[..., tasks : 2 * tasks] = mask_MT[np.where(valid, self.known, 0)]
+        out[..., 2 * tasks] = valid
+        ratio = np.where(valid, watch_ratio(self.watch_ms, duration_ms[self.video]), -1.0)
         out[..., 2 * tasks + 1], out[..., 2 * tasks + 2] = np.maximum(ratio, 0.0), ratio >= 0
-        out *= (np.arange(steps) < self.length[:, None])[..., None]
         return out
 
 
@@ -177,20 +103,15 @@ def watch_ratio(watch_ms: I64, duration_ms: I64) -> F32:
     return np.where(known, ratio, -1.0).astype(np.float32)
 
 
-def ranking_spec_features(spec: FeatureSpec, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``names`` that the dataset has as bags of the video side."""
-    have = {feature.name for feature in spec.bags if isinstance(feature, BagFeature)}
-    return tuple(name for name in names if name in have)
-
-
 def user_statistics(requests: Requests, outcome_BSC: F32, spec: RankingSpec) -> F32:
     """Rates and habits of each user ``[B, F]`` (``spec.user_names``); an empty history gives base rates."""
     tasks = len(spec.tasks)
     base_T = np.array(spec.base_rate, np.float32)
     steps = requests.video.shape[1]
     back_BS = np.maximum(requests.length[:, None] - 1 - np.arange(steps), 0)
-    total_BC = outcome_BSC.sum(1)
-    recent_BC = (outcome_BSC * np.exp2(-back_BS / RECENT_STEPS)[..., None].astype(np.float32)).sum(1)
+    fading_BS = np.exp2(-back_BS / RECENT_STEPS).astype(np.float32)
+    both_B2C = np.stack([np.ones_like(fading_BS), fading_BS], axis=1) @ outcome_BSC
+    total_BC, recent_BC = both_B2C[:, 0], both_B2C[:, 1]
     number_B = requests.length.astype(np.float32)
     gap_B = np.full(len(number_B), -1.0, np.float32)
     depth_B = np.zeros(len(number_B), np.float32)
@@ -220,10 +141,10 @@ def candidate_statistics(
     """What speaks for each candidate ``[B, K, G]`` (``spec.candidate_names``), each on its own.
 
     How the user took to steps with the same creator, category … or surface; how all users took to the
-    video, its creator and product on earlier days; duration and age.
+    video, its creator and product on earlier days; price, offer and language; duration and age.
     """
     tasks = len(spec.tasks)
-    total_BC = outcome_BSC.sum(1)
+    total_BC = (np.ones((len(video_BK), 1, outcome_BSC.shape[1]), np.float32) @ outcome_BSC)[:, 0]
     own_BT = _rate(
         total_BC[:, :tasks], total_BC[:, tasks : 2 * tasks], np.array(spec.base_rate, np.float32), USER_PRIOR
     )
@@ -234,6 +155,9 @@ def candidate_statistics(
     parts.append(_matches(pairs, outcome_BSC, own_BT, own_ratio_B))
     if spec.counted:
         parts.append(_entities(video_BK, spec.day(requests.time_ms), keys, counts, spec))
+    parts += _product_side(requests, outcome_BSC, video_BK, keys, spec)
+    if spec.content:
+        parts.append(_taste_fit(requests, outcome_BSC, video_BK, keys, spec, own_BT))
     duration, publish = keys.duration_ms[video_BK], keys.publish_time_ms[video_BK]
     age_days = np.maximum(requests.time_ms[:, None] - publish, 0) / DAY_MS
     age_known = (publish >= 0) & spec.use_time
@@ -313,6 +237,47 @@ def _entities(
     columns = [odds - _logit(base_T), np.log1p(sum_EHC[..., 2 * tasks, None]), ratio[..., None]]
     joined = np.concatenate(columns, axis=-1)
     return joined.reshape(*video_BK.shape, joined.shape[1] * joined.shape[2])
+
+
+def _taste_fit(
+    requests: Requests, outcome_BSC: F32, video_BK: I64, keys: CatalogueKeys, spec: RankingSpec, own_BT: F32
+) -> F32:
+    """How far each candidate's content lies along what the user took to, and along what was shown ``[B, K, R]``."""
+    chosen = [spec.tasks.index(task) for task in spec.regressed]
+    known = [len(spec.tasks) + place for place in chosen]
+    residual_BSR = (outcome_BSC[..., chosen] - own_BT[:, None, chosen]) * outcome_BSC[..., known]
+    taste_BRE = taste_vectors(keys.content_NE[requests.video], residual_BSR, requests.length)
+    fit_BKR = keys.content_NE[video_BK] @ taste_BRE.transpose(0, 2, 1)
+    usual_B1R = taste_BRE[:, -1:] @ taste_BRE.transpose(0, 2, 1)
+    return np.asarray(np.concatenate([fit_BKR[..., :-1] - usual_B1R[..., :-1], fit_BKR[..., -1:]], axis=2))
+
+
+def _product_side(
+    requests: Requests, outcome_BSC: F32, video_BK: I64, keys: CatalogueKeys, spec: RankingSpec
+) -> list[npt.NDArray[Any]]:
+    """Price beside what the user usually pays, whether the products are sold there, the user's own language.
+
+    What a user usually pays is the mean over shopping steps, each as often as it has steps of the funnel.
+    """
+    parts: list[npt.NDArray[Any]] = []
+    if spec.price_rows:
+        shopping = [place for place, task in enumerate(spec.tasks) if task in FUNNEL[1:]]
+        price_BS = keys.price_N[requests.video]
+        weight_BS = outcome_BSC[..., shopping].sum(-1) * (price_BS >= 0)
+        usual_B = ((weight_BS * price_BS).sum(1) + PRICE_PRIOR / 2) / (weight_BS.sum(1) + PRICE_PRIOR)
+        price_BK = keys.price_N[video_BK]
+        known_BK = price_BK >= 0
+        above_BK = np.where(known_BK, price_BK - usual_B[:, None], 0.0)
+        parts += [np.maximum(price_BK, 0.0)[..., None], known_BK[..., None]]
+        parts += [above_BK[..., None], np.abs(above_BK)[..., None]]
+    if spec.market_rows:
+        parts.append(np.log1p(keys.products_N[video_BK])[..., None])
+        parts.append(keys.offered_NM[video_BK, requests.market[:, None]][..., None])
+    if spec.language_rows:
+        mine_B, theirs_BK = keys.user_language_U[requests.user_row], keys.video_language_N[video_BK]
+        known_BK = (mine_B > 0)[:, None] & (theirs_BK > 0)
+        parts.append(np.where(known_BK, np.where(mine_B[:, None] == theirs_BK, 1.0, -1.0), 0.0)[..., None])
+    return parts
 
 
 def _rate(true: F32, known: F32, prior: npt.NDArray[np.float32], strength: float) -> F32:

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data.catalogue_keys import CatalogueKeys
 from data.counters import DAY_MS, DecayedCounts
 from data.loader import LoaderPosition
 from data.prepared import Prepared
-from data.ranking_features import (
+from data.ranking_features import Requests, candidate_statistics, user_statistics, watch_ratio
+from data.ranking_spec import (
     COUNTED,
     MATCHED,
-    CatalogueKeys,
+    OFFERED,
+    PRICED,
+    SPOKEN,
     RankingSpec,
-    Requests,
-    candidate_statistics,
     ranking_spec_features,
-    user_statistics,
-    watch_ratio,
+    translation,
 )
 from data.schema import FUNNEL, LABEL_BIT, LABELS
 from data.sequences import Sequences
@@ -186,8 +187,13 @@ def build_features(
         counted=ranking_spec_features(prepared.spec, COUNTED) if by_time and dataset["real_time"] else (),
         half_life_days=half_life_days, day_zero_ms=int(split["validation_ms"]) if by_time else 0,
         use_time=bool(dataset["real_time"] and dataset["ordered"]), max_steps=max_steps,
+        price_rows=next((bag.rows for bag in prepared.spec.bags if bag.name == PRICED), 0),
+        market_rows=translation(prepared.markets, prepared.vocabularies.get(OFFERED))
+        if ranking_spec_features(prepared.spec, ("video_product_ids",)) else (),
+        content=bool(prepared.spec.side("video").dense),
+        language_rows=translation(*(prepared.vocabularies.get(name) for name in SPOKEN)),
     )  # fmt: skip
-    keys = CatalogueKeys.of(spec, prepared.video_table, prepared.video_raw)
+    keys = CatalogueKeys.of(spec, prepared.video_table, prepared.user_table, prepared.video_raw)
     return RankingFeatures(spec, keys, count_outcomes(prepared, spec, keys))
 
 
@@ -210,35 +216,28 @@ def _tasks(prepared: Prepared) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 
 def funnel_parents(prepared: Prepared, tasks: tuple[str, ...], share: float = 0.99) -> tuple[int, ...]:
-    """For every task the place of the funnel step that always came before it, −1 where there is none.
+    """For every task the place of the step that always came before it, −1 where there is none.
 
-    The funnel's order is the contract's; a step is a parent only where the log agrees: at least ``share``
-    of the later step's known positives have it too.
+    The funnel's order is the contract's, and every other label may come after a click; a step is a parent
+    only where the log agrees: at least ``share`` of the later step's known positives have it too.
     """
-    funnel = [task for task in FUNNEL if task in tasks]
-    both, positives = np.zeros((len(funnel), len(funnel))), np.zeros((len(funnel), len(funnel)))
+    before = {task: FUNNEL[: FUNNEL.index(task)] if task in FUNNEL else FUNNEL[:1] for task in tasks}
+    pairs = [(task, parent) for task in tasks for parent in before[task] if parent in tasks]
+    both, positives = dict.fromkeys(pairs, 0), dict.fromkeys(pairs, 0)
     for shard in prepared.shards:
         examples = Sequences.read(shard).examples
         train = examples["example_split"] == 0
         true, known = examples["example_true"], examples["example_known"]
-        for child in range(len(funnel)):
-            bit = LABEL_BIT[funnel[child]]
-            happened = train & ((true & known & bit) > 0)
-            for parent in range(child):
-                mine = LABEL_BIT[funnel[parent]]
-                seen = happened & ((known & mine) > 0)
-                positives[child, parent] += seen.sum()
-                both[child, parent] += (seen & ((true & mine) > 0)).sum()
-    parents = []
-    for task in tasks:
-        found = -1
-        if task in funnel:
-            child = funnel.index(task)
-            for parent in range(child):
-                if positives[child, parent] > 0 and both[child, parent] >= share * positives[child, parent]:
-                    found = tasks.index(funnel[parent])
-        parents.append(found)
-    return tuple(parents)
+        for task, parent in pairs:
+            bit, earlier = LABEL_BIT[task], LABEL_BIT[parent]
+            seen = train & ((true & known & bit) > 0) & ((known & earlier) > 0)
+            positives[task, parent] += int(seen.sum())
+            both[task, parent] += int((seen & ((true & earlier) > 0)).sum())
+    found = dict.fromkeys(tasks, -1)
+    for task, parent in pairs:  # the latest parent wins
+        if positives[task, parent] > 0 and both[task, parent] >= share * positives[task, parent]:
+            found[task] = tasks.index(parent)
+    return tuple(found.values())
 
 
 def count_outcomes(

@@ -147,7 +147,7 @@ def open_ranker(model: Path, prepared: Prepared, *, device: str = "cpu") -> Rank
     """The ranker of the portable ``model``, with the catalogue's vectors computed."""
     parts = load_ranker(
         model, prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users), device=device,
+        user_table=prepared.user_table, device=device,
     )  # fmt: skip
     return RankerScorer(parts, prepared.video_table, prepared.user_table, device)
 

@@ -13,6 +13,7 @@ from models.embeddings import FeatureBatch
 class FieldEncoder(nn.Module):
     """Mean-pooled bags and dense vectors, side by side, behind one projection of them all.
 
+    A bag has ``field_dim`` columns, a dense vector (an embedding that came from elsewhere) ``dim``.
     Encodes to ``[N, width]``: the first ``dim`` columns are the projection, the others the fields.
     """
 
@@ -23,12 +24,12 @@ class FieldEncoder(nn.Module):
         self.tables = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(count, field_dim) * 0.01) for name, count in rows.items()}
         )
-        self.dense = nn.ModuleDict({name: nn.Linear(width, field_dim) for name, width in dense.items()})
+        self.dense = nn.ModuleDict({name: nn.Linear(width, dim) for name, width in dense.items()})
         self.dropout = nn.Dropout(dropout)
         self.default = nn.Parameter(torch.zeros(dim))
-        fields = len(rows) + len(dense)
-        self.width = dim + fields * field_dim
-        self.out = nn.Linear(fields * field_dim, dim, bias=False) if fields else None
+        fields = len(rows) * field_dim + len(dense) * dim
+        self.width = dim + fields
+        self.out = nn.Linear(fields, dim, bias=False) if fields else None
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """``[N, width]``; a side without features has the learned default alone."""

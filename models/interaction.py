@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Steps that a history must outweigh before its tastes count for half.
+TASTE_PRIOR = 16.0
+
 
 class CandidateAttention(nn.Module):
     """The candidate asks the history: multi-head attention with a learned empty step.
@@ -44,6 +47,32 @@ class CandidateAttention(nn.Module):
         )
         out: Tensor = self.out(attended.transpose(1, 2).reshape(batch, candidates, width))
         return out
+
+
+class Tastes(nn.Module):
+    """What a user is drawn to: sums over the whole history of what was shown, weighted by what came of it.
+
+    Attention asks which steps are like the candidate and averages what came of them; this adds up evidence,
+    as a regression on the videos' vectors would, so that it keeps growing surer with a long history.
+    """
+
+    def __init__(self, width: int, tastes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.weight = nn.Linear(width, tastes)
+        self.key = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.key.weight)
+
+    def remember(self, video_BSD: Tensor, came_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+        """Tastes ``[B, H, D]`` from normalised videos and what came of them; nothing from no history."""
+        weight_BSH = self.weight(came_BSD) * valid_BS[..., None]
+        share_B = 1.0 / (valid_BS.sum(1) + TASTE_PRIOR)
+        taste_BHD: Tensor = self.key(weight_BSH.transpose(1, 2) @ video_BSD) * share_B[:, None, None]
+        return taste_BHD
+
+    def forward(self, candidate_BKD: Tensor, taste_BHD: Tensor) -> Tensor:
+        """How far each normalised candidate lies along each taste ``[B, K, H]``."""
+        return candidate_BKD @ taste_BHD.transpose(1, 2)
 
 
 class CrossLayers(nn.Module):

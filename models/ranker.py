@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data.schema import LABELS
 from models.embeddings import FeatureBatch
 from models.fields import FieldEncoder
-from models.interaction import CandidateAttention, CrossLayers, Experts
+from models.interaction import CandidateAttention, CrossLayers, Experts, Tastes
 from models.sequence import GAP_BUCKETS, WATCH_BUCKETS, Steps, log_bucket
 
 #: Width of the embeddings of surface, market and hour.
@@ -54,11 +54,13 @@ class RankerShape:
     dim: int
     width: int
     heads: int
+    tastes: int
     cross_layers: int
     cross_rank: int
     experts: int
     hidden: int
     dropout: float
+    attention_steps: int
     use_time: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +76,8 @@ class RankerShape:
 @dataclass(slots=True)
 class UserState:
     """What :meth:`Ranker.encode_users` computed once: the user's vector, its share of the first layer
-    ``[B, W]`` and of the linear part ``[B, T]``, memory of the history, valid steps.
+    ``[B, W]`` and of the linear part ``[B, T]``, memory of the history, valid steps, tastes ``[B, H, D]``, and the mean logarithm of
+    order values in the user's market.
     """
 
     vector_BD: Tensor
@@ -82,6 +85,8 @@ class UserState:
     linear_BT: Tensor
     memory_BSE: Tensor
     valid_BS: Tensor
+    taste_BHD: Tensor
+    order_mean_B: Tensor
 
 
 @dataclass(slots=True)
@@ -120,6 +125,7 @@ class Ranker(nn.Module):
         self.step_surface_embedding = nn.Embedding(shape.surfaces, dim)
         self.step_norm = nn.LayerNorm(dim)
         self.attention = CandidateAttention(dim, shape.heads)
+        self.tastes = Tastes(dim, shape.tastes)
         self.surface_embedding = nn.Embedding(shape.surfaces, CONTEXT_DIM)
         self.market_embedding = nn.Embedding(shape.markets, CONTEXT_DIM)
         self.hour_embedding = nn.Embedding(HOURS, CONTEXT_DIM)
@@ -130,7 +136,7 @@ class Ranker(nn.Module):
                       self.surface_embedding, self.market_embedding, self.hour_embedding):  # fmt: skip
             nn.init.normal_(table.weight, std=0.02)
         of_user = self.users.width + 3 * CONTEXT_DIM + shape.user_statistics
-        of_candidate = self.videos.width + 2 * dim + shape.candidate_statistics
+        of_candidate = self.videos.width + 2 * dim + shape.tastes + shape.candidate_statistics
         tasks = len(shape.tasks)
         self.user_first = nn.Linear(of_user, width)
         self.candidate_first = nn.Linear(of_candidate, width, bias=False)
@@ -149,17 +155,21 @@ class Ranker(nn.Module):
         if self.order_out is not None:
             nn.init.normal_(self.order_out.weight, std=0.01)
             nn.init.zeros_(self.order_out.bias)
-            # mean and spread of the logarithm of training's order values: the head says how far from them
-            self.register_buffer("order_mean", torch.zeros(()))
+            # mean per market (currencies differ) and spread of the logarithm of training's order values:
+            # the head says how far from them
+            self.register_buffer("order_mean", torch.zeros(shape.markets))
             self.register_buffer("order_scale", torch.ones(()))
         # row 0 = unknown position, which is what serving always has
         self.position_embedding = nn.Embedding(shape.positions + 1, len(shape.tasks), padding_idx=0)
         nn.init.zeros_(self.position_embedding.weight)
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
-        """Video vectors ``[N, V]``, the first ``dim`` columns joint; serving computes them once."""
-        out: Tensor = self.videos(features)
-        return out
+        """Video vectors ``[N, V]``: the first ``dim`` columns joint, the last ``dim`` the same normalised.
+
+        Serving computes them once.
+        """
+        vector_NV: Tensor = self.videos(features)
+        return torch.cat([vector_NV, self.tastes.norm(vector_NV[:, : self.shape.dim])], dim=1)
 
     def encode_users(
         self, features: FeatureBatch, steps: Steps, now_ms_B: Tensor, video_NV: Tensor,
@@ -181,29 +191,33 @@ class Ranker(nn.Module):
         age = steps.length_B[:, None] - 1 - torch.arange(steps.video_BS.shape[1], device=now_ms_B.device)
         if self.shape.use_time:
             age = (now_ms_B[:, None] - steps.time_ms_BS) // 1000
-        step_BSD = (
-            video_NV[:, : self.shape.dim][steps.video_BS]
-            + self.outcome(torch.cat([actions, known * (1 - actions)], -1))
+        came_BSD = (
+            self.outcome(torch.cat([actions, known * (1 - actions)], -1))
             + self.watch_embedding(log_bucket(steps.watch_ms_BS, WATCH_BUCKETS))
             + self.recency_embedding(log_bucket(age.clamp_min(0), GAP_BUCKETS))
             + self.step_surface_embedding(steps.surface_BS)
         )
+        step_BSD = video_NV[:, : self.shape.dim][steps.video_BS]
+        normal_BSD = video_NV[:, -self.shape.dim :][steps.video_BS]
         valid_BS = torch.arange(step_BSD.shape[1], device=now_ms_B.device) < steps.length_B[:, None]
+        order_mean_B = self.order_mean[market_B] if self.order_out is not None else now_ms_B.new_zeros(0)
         return UserState(
             fields_BU[:, : self.shape.dim], self.user_first(user_BU), self.user_linear(user_BU),
-            self.attention.remember(self.step_norm(step_BSD)), valid_BS,
+            self.attention.remember(self.step_norm(step_BSD + came_BSD)), valid_BS,
+            self.tastes.remember(normal_BSD, came_BSD, valid_BS), order_mean_B,
         )  # fmt: skip
 
     def score(
         self, user: UserState, video_BKV: Tensor, statistics_BKG: Tensor, position_BK: Tensor | None = None
     ) -> Scores:
         """The per-candidate part. ``position_BK`` (−1 unknown) is for training only: serving has none."""
-        vector_BKD = video_BKV[..., : self.shape.dim]
+        vector_BKD, normal_BKD = video_BKV[..., : self.shape.dim], video_BKV[..., -self.shape.dim :]
         history_BKD = self.attention(vector_BKD, user.memory_BSE, user.valid_BS)
         statistics_BKG = _scaled(statistics_BKG, self.candidate_mean, self.candidate_scale)
         candidate_BKC = torch.cat(
-            [video_BKV, history_BKD, user.vector_BD[:, None] * vector_BKD, statistics_BKG], dim=-1
-        )
+            [video_BKV[..., : -self.shape.dim], history_BKD, user.vector_BD[:, None] * vector_BKD,
+             self.tastes(normal_BKD, user.taste_BHD), statistics_BKG], dim=-1,
+        )  # fmt: skip
         x = self.cross(user.first_BW[:, None] + self.candidate_first(candidate_BKC))
         mixed = self.experts(self.dropout(F.gelu(x)))
         tasks = len(self.shape.tasks)
@@ -212,16 +226,16 @@ class Ranker(nn.Module):
         if position_BK is not None:
             logit = logit + self.position_embedding((position_BK + 1).clamp(0, self.shape.positions))
         watch = self.watch_out(mixed[..., tasks, :]) if self.watch_out is not None else None
-        order = self._order(mixed[..., -1, :]) if self.order_out is not None else None
+        order = self._order(mixed[..., -1, :], user.order_mean_B) if self.order_out is not None else None
         return Scores(logit, watch, order)
 
-    def _order(self, mixed_BKH: Tensor) -> Tensor:
+    def _order(self, mixed_BKH: Tensor, mean_B: Tensor) -> Tensor:
         """Mean and log spread of the logarithm of an order's value ``[B, K, 2]``, near those of training: few
         impressions teach this head, and it is read on all of them.
         """
         assert self.order_out is not None
         apart_BK2 = MAX_ORDER * torch.tanh(self.order_out(mixed_BKH).to(self.order_mean.dtype) / MAX_ORDER)
-        mu = self.order_mean + self.order_scale * apart_BK2[..., 0]
+        mu = mean_B[:, None] + self.order_scale * apart_BK2[..., 0]
         return torch.stack([mu, self.order_scale.log() + apart_BK2[..., 1].clamp_max(0.5)], dim=-1)
 
 

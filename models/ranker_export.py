@@ -29,10 +29,10 @@ class CandidatePart(nn.Module):
 
     def forward(
         self, vector_1D: Tensor, first_1W: Tensor, linear_1T: Tensor, memory_1SE: Tensor, valid_1S: Tensor,
-        video_1KV: Tensor, statistics_1KG: Tensor,
+        taste_1HD: Tensor, order_mean_1: Tensor, video_1KV: Tensor, statistics_1KG: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Task logits, then the watch and order heads as far as the model has them."""
-        user = UserState(vector_1D, first_1W, linear_1T, memory_1SE, valid_1S)
+        user = UserState(vector_1D, first_1W, linear_1T, memory_1SE, valid_1S, taste_1HD, order_mean_1)
         scores = self.model.score(user, video_1KV, statistics_1KG)
         heads = (scores.task_BKT, scores.watch_BKE, scores.order_BK2)
         return tuple(head for head in heads if head is not None)
@@ -55,14 +55,15 @@ def export_scorer(model: Ranker, file: Path) -> None:
     example = (
         torch.zeros(1, shape.dim), torch.zeros(1, shape.width), torch.zeros(1, len(shape.tasks)),
         torch.zeros(1, steps + 1, 2 * shape.dim), torch.ones(1, steps, dtype=torch.bool),
-        torch.zeros(1, candidates, model.videos.width),
+        torch.zeros(1, shape.tastes, shape.dim), torch.zeros(int(shape.order_value)),
+        torch.zeros(1, candidates, model.videos.width + shape.dim),
         torch.zeros(1, candidates, shape.candidate_statistics),
     )  # fmt: skip
     step = Dim("steps", min=2, max=MAX_STEPS)
     candidate = {1: Dim("candidates", min=2, max=MAX_CANDIDATES)}
     program = torch.export.export(
         CandidatePart(model).eval(), example,
-        dynamic_shapes=(None, None, None, {1: step + 1}, {1: step}, candidate, candidate),
+        dynamic_shapes=(None, None, None, {1: step + 1}, {1: step}, None, None, candidate, candidate),
     )  # fmt: skip
     torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
@@ -79,7 +80,8 @@ class ExportedScorer:
         (requests, candidates), steps = video_BKV.shape[:2], user.valid_BS.shape[1]
         if requests != 1 or not 2 <= candidates <= MAX_CANDIDATES or not 2 <= steps <= MAX_STEPS:
             return self.model.score(user, video_BKV, statistics_BKG)
-        state = (user.vector_BD, user.first_BW, user.linear_BT, user.memory_BSE, user.valid_BS)
+        state = (user.vector_BD, user.first_BW, user.linear_BT, user.memory_BSE, user.valid_BS,
+                 user.taste_BHD, user.order_mean_B)  # fmt: skip
         heads = list(self._run(*state, video_BKV, statistics_BKG))
         task = heads.pop(0)
         watch = heads.pop(0) if self.model.watch_out is not None else None

@@ -67,7 +67,8 @@ class GraphedScorer:
         buffers = UserState(
             torch.zeros_like(user.vector_BD), torch.zeros_like(user.first_BW),
             torch.zeros_like(user.linear_BT), memory.new_zeros(1, steps + 1, memory.shape[2]),
-            user.valid_BS.new_zeros(1, steps),
+            user.valid_BS.new_zeros(1, steps), torch.zeros_like(user.taste_BHD),
+            torch.zeros_like(user.order_mean_B),
         )  # fmt: skip
         video = video_1KV.new_zeros(1, candidates, video_1KV.shape[2])
         statistics = statistics_1KG.new_zeros(1, candidates, statistics_1KG.shape[2])
@@ -97,6 +98,8 @@ def _fill(recorded: _Recorded, user: UserState, video_1KV: Tensor, statistics_1K
     own.vector_BD.copy_(user.vector_BD)
     own.first_BW.copy_(user.first_BW)
     own.linear_BT.copy_(user.linear_BT)
+    own.taste_BHD.copy_(user.taste_BHD)
+    own.order_mean_B.copy_(user.order_mean_B)
     own.memory_BSE[:, :steps].copy_(user.memory_BSE[:, :steps])
     own.memory_BSE[:, -1].copy_(user.memory_BSE[:, -1])
     own.valid_BS[:, :steps].copy_(user.valid_BS)

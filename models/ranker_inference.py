@@ -102,7 +102,8 @@ class RankerScorer:
         p_ET = self.calibration.apply(raw_ET, market_E, self.model.shape.parents).astype(np.float32)
         probabilities = {task: p_ET[:, place] for place, task in enumerate(self.tasks)}
         if order is not None and "purchase" in probabilities:
-            order = order * probabilities["purchase"]
+            factor_M = np.array(self.calibration.order_factor, np.float32)
+            order = order * probabilities["purchase"] * factor_M[market_E]
         return Predictions(
             probabilities, watch, order, self.value.of(probabilities, watch, order, len(rows_E))
         )
@@ -112,6 +113,14 @@ class RankerScorer:
         user = self._prepare(batch.requests)
         scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
         return self._read(scores, batch.video_B)[0]
+
+    def raw_order_value(self, batch: RankingBatch) -> npt.NDArray[np.float64]:
+        """Expected order value ``[B]`` given a purchase, before calibration; the model must have that head."""
+        user = self._prepare(batch.requests)
+        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
+        order = self._read(scores, batch.video_B)[2]
+        assert order is not None
+        return order.astype(np.float64)
 
     @torch.inference_mode()
     def median_watch_ms(self, batch: RankingBatch) -> F32 | None:
@@ -132,8 +141,9 @@ class RankerScorer:
     def _prepare(self, requests: Requests) -> PreparedUser:
         outcome, statistics = self.features.user(requests)
         features = FeatureBatch.of(self.user_table.take(requests.user_row)).to(self.device)
+        newest = requests.newest(self.model.shape.attention_steps)
         state = encode_requests(
-            self.model, requests, requests.video, self.video_ND, statistics, features,
+            self.model, newest, newest.video, self.video_ND, statistics, features,
             hour=self.features.spec.hour(requests.time_ms), device=self.device,
         )  # fmt: skip
         return PreparedUser(requests, outcome, state)

@@ -16,14 +16,15 @@ from data.atomic import read_json, write_json
 from data.counters import load_counts, save_counts
 from data.errors import ContractError
 from data.features import EncodedTable
-from data.ranking_features import CatalogueKeys, RankingSpec
+from data.catalogue_keys import CatalogueKeys
+from data.ranking_spec import RankingSpec
 from data.ranking_loader import RankingFeatures
 from models.calibration import Calibration
 from models.ranker import Ranker, RankerShape
 from models.value import ValueFormula
 from models.watch import WatchBins
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILES = ("model.json", "model.safetensors", "counts.safetensors", "calibration.json", "value.json")
 
 
@@ -64,7 +65,7 @@ def save_ranker(parts: RankerParts, directory: Path, **extra: Any) -> None:
 
 def load_ranker(
     directory: Path, video_table: EncodedTable, video_raw: dict[str, np.ndarray], *, spec_hash: str,
-    users: int, device: str = "cpu",
+    user_table: EncodedTable, device: str = "cpu",
 ) -> RankerParts:  # fmt: skip
     """Read a ranker in eval mode for these tables; any mismatch raises :class:`ContractError`."""
     record = read_json(directory / "model.json")
@@ -82,7 +83,7 @@ def load_ranker(
         bins = record["watch_bins"]
         watch = None if bins is None else WatchBins(*(np.array(bins[n]) for n in WatchBins.__slots__))
         calibration = Calibration.from_json(read_json(directory / "calibration.json"))
-        keys = CatalogueKeys.of(spec, video_table, video_raw)
+        keys = CatalogueKeys.of(spec, video_table, user_table, video_raw)
         counts = load_counts(directory / "counts.safetensors")
         _check(spec, model.shape, calibration, list(counts))
     except (TypeError, KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:

@@ -17,6 +17,8 @@ from training.ranking_config import RankerConfig
 
 #: Batches from which the scale of the statistics is taken.
 SCALE_BATCHES = 32
+#: Purchases that a market needs before its mean order value counts for half.
+ORDER_PRIOR = 3.0
 
 
 def watch_bins(recipe: RankerConfig, prepared: Prepared, loader: RankingLoader) -> WatchBins | None:
@@ -55,9 +57,10 @@ def shape_of(
         watch_groups=0 if bins is None else len(bins.mean_ms),
         order_value="purchase" in spec.tasks and order_values > 0, positions=min(positions, 200),
         user_statistics=len(spec.user_names), candidate_statistics=len(spec.candidate_names),
-        field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads,
+        field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads, tastes=recipe.tastes,
         cross_layers=recipe.cross_layers, cross_rank=recipe.cross_rank, experts=recipe.experts,
         hidden=recipe.hidden, dropout=recipe.dropout,
+        attention_steps=min(recipe.attention_steps, recipe.max_steps),
         use_time=spec.use_time,
     )  # fmt: skip
 
@@ -88,21 +91,27 @@ def begin(model: Ranker, loader: RankingLoader) -> None:
         getattr(model, f"{name}_mean").copy_(torch.from_numpy(values.mean(0)))
         getattr(model, f"{name}_scale").copy_(torch.from_numpy(scale))
     if model.order_out is not None:
-        values = np.log(_order_values(loader.prepared))
-        model.order_mean.fill_(float(values.mean()))
-        model.order_scale.fill_(float(np.clip(values.std(), 0.1, 1.5)))
+        values, markets = _order_values(loader.prepared)
+        values = np.log(values)
+        number = np.bincount(markets, minlength=model.shape.markets)
+        total = np.bincount(markets, values, model.shape.markets) + ORDER_PRIOR * values.mean()
+        mean = total / (number + ORDER_PRIOR)
+        model.order_mean.copy_(torch.from_numpy(mean))
+        model.order_scale.fill_(float(np.clip((values - mean[markets]).std(), 0.1, 1.5)))
     rate = loader.features.spec.base_rate
     for place, parent in enumerate(model.shape.parents):
         own = rate[place] / rate[parent] if parent >= 0 else rate[place]
         model.user_linear.bias[place] = math.log(own / max(1.0 - own, 1e-3))
 
 
-def _order_values(prepared: Prepared) -> npt.NDArray[np.float64]:
-    """Values above 0 of training's purchases, in minor units."""
-    found = []
+def _order_values(prepared: Prepared) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Values above 0 of training's purchases, in minor units, and the row of each one's market."""
+    found, markets = [], []
     for shard in prepared.shards:
         examples = Sequences.read(shard).examples
         value = examples["example_order_value_minor"]
         bought = (examples["example_true"] & LABEL_BIT["purchase"]) > 0
-        found.append(value[(examples["example_split"] == 0) & bought & (value > 0)].astype(np.float64))
-    return np.concatenate(found)
+        chosen = (examples["example_split"] == 0) & bought & (value > 0)
+        found.append(value[chosen].astype(np.float64))
+        markets.append(examples["example_market"][chosen].astype(np.int64))
+    return np.concatenate(found), np.concatenate(markets)

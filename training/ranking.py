@@ -17,7 +17,7 @@ from training.precision import set_products, stepping
 from training.process import start_process
 from training.progress import RunLog
 from training.ranker_start import begin, heads_of, shape_of, watch_bins
-from training.ranking_config import RankerConfig
+from training.ranking_config import CalibrationKind, RankerConfig
 from training.ranking_objective import RankingObjective
 from training.ranking_validation import calibrate, validate
 from training.run_directory import fingerprint_of, open_run, write_run
@@ -89,7 +89,7 @@ def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) 
         )
         progress = fit(parts, budget, progress, log)
     write_run(out, config, prepared, fingerprint, progress, parts.metric)
-    calibrate(out, prepared, held, str(device))
+    calibrate(out, prepared, held, str(device), isotonic=recipe.calibration is CalibrationKind.isotonic)
     Console().print(
         f"best mean validation auc {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, "
         f"model in {out / 'model'}\n"

@@ -1,6 +1,7 @@
 """Typed configuration of ``model=ranker``; every default stands in ``configs/model/ranker.yaml``."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from omegaconf import MISSING
 
@@ -23,6 +24,13 @@ class ValueConfig:
             raise ValueError(f"model.value.tasks has {', '.join(unknown)}; labels are {', '.join(LABELS)}")
 
 
+class CalibrationKind(Enum):
+    """How a head's probability is bent to fit validation, before each market's own bias."""
+
+    platt = "platt"
+    isotonic = "isotonic"
+
+
 @dataclass(kw_only=True, slots=True)
 class RankerConfig(ModelConfig):
     """The ranker, its losses and its recipe."""
@@ -31,6 +39,7 @@ class RankerConfig(ModelConfig):
     dim: int = MISSING
     width: int = MISSING
     heads: int = MISSING
+    tastes: int = MISSING
     cross_layers: int = MISSING
     cross_rank: int = MISSING
     experts: int = MISSING
@@ -39,12 +48,14 @@ class RankerConfig(ModelConfig):
     id_dropout: float = MISSING
     id_rows: int = MISSING
     max_steps: int = MISSING
+    attention_steps: int = MISSING
     half_life_days: list[float] = MISSING
     watch_bins: int = MISSING
     watch_groups: int = MISSING
     watch_weight: float = MISSING
     order_weight: float = MISSING
     counterfactual_weight: float = MISSING
+    calibration: CalibrationKind = MISSING
     train_days: int = MISSING
     batch_size: int = MISSING
     max_epochs: int = MISSING
@@ -58,8 +69,8 @@ class RankerConfig(ModelConfig):
         if not 0 <= self.dropout < 1 or not 0 <= self.id_dropout < 1:
             raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
         for key in (
-            "field_dim", "dim", "width", "heads", "cross_layers", "cross_rank", "experts", "hidden",
-            "max_steps", "watch_groups", "id_rows", "batch_size", "max_epochs", "patience",
+            "field_dim", "dim", "width", "heads", "tastes", "cross_layers", "cross_rank", "experts", "hidden",
+            "max_steps", "attention_steps", "watch_groups", "id_rows", "batch_size", "max_epochs", "patience",
         ):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")

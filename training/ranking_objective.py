@@ -55,23 +55,20 @@ class RankingObjective:
 
     def losses(self, model: Ranker, batch: RankingBatch) -> dict[str, Tensor]:
         """Mean loss of every head over the impressions that know it."""
-        spec = self.features.spec
+        spec, requests = self.features.spec, batch.requests.newest(model.shape.attention_steps)
         rows, place = np.unique(
-            np.concatenate([batch.video_B, batch.requests.video.reshape(-1)]), return_inverse=True
+            np.concatenate([batch.video_B, requests.video.reshape(-1)]), return_inverse=True
         )
-        video_B, video_BS = (
-            place[: batch.examples],
-            place[batch.examples :].reshape(batch.requests.video.shape),
-        )
+        video_B, video_BS = place[: batch.examples], place[batch.examples :].reshape(requests.video.shape)
         video_ND = model.encode_videos(
             self.hide_ids(FeatureBatch.of(self.prepared.video_table.take(rows)).to(self.device))
         )
         user = encode_requests(
-            model, batch.requests, video_BS, video_ND, batch.user_statistics_BF,
+            model, requests, video_BS, video_ND, batch.user_statistics_BF,
             self.hide_ids(
-                FeatureBatch.of(self.prepared.user_table.take(batch.requests.user_row)).to(self.device)
+                FeatureBatch.of(self.prepared.user_table.take(requests.user_row)).to(self.device)
             ),
-            hour=spec.hour(batch.requests.time_ms), device=self.device,
+            hour=spec.hour(requests.time_ms), device=self.device,
         )  # fmt: skip
         scores = model.score(
             user, video_ND[self._tensor(video_B)][:, None],

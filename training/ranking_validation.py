@@ -14,6 +14,8 @@ from rich.table import Table
 from data.atomic import write_json
 from data.prepared import Prepared
 from data.ranking_loader import RankingLoader
+from data.schema import LABEL_BIT
+from data.sequences import Sequences
 from models.calibration import Calibration, calibration_error, normalised_entropy
 from models.ranker_inference import RankerScorer
 from models.ranker_portable import RankerParts, load_ranker
@@ -70,18 +72,42 @@ def auc(score_E: npt.NDArray[np.float64], true_E: npt.NDArray[np.bool_]) -> floa
     return float((positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum()))
 
 
-def calibrate(out: Path, prepared: Prepared, held: RankingLoader, device: str) -> None:
+class PurchaseLoader(RankingLoader):
+    """Purchases with an order value, of training and validation: too few for validation alone."""
+
+    def chosen(self, sequences: Sequences) -> npt.NDArray[np.int64]:
+        """Places of the purchases."""
+        examples = sequences.examples
+        bought = (examples["example_true"] & examples["example_known"] & LABEL_BIT["purchase"]) > 0
+        paid = bought & (examples["example_order_value_minor"] > 0) & (examples["example_video"] > 0)
+        return np.flatnonzero(paid & (examples["example_split"] <= 1))
+
+
+def calibrate(
+    out: Path, prepared: Prepared, held: RankingLoader, device: str, *, isotonic: bool = False
+) -> None:
     """Fit calibration of the best model on validation, store it, and print NE and ECE before and after."""
+    purchases = PurchaseLoader(
+        prepared, held.features, split=1, batch_size=held.batch_size, seed=0, shuffle=False
+    )
     parts = load_ranker(
         out / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
-        users=len(prepared.users), device=device,
+        user_table=prepared.user_table, device=device,
     )  # fmt: skip
     # the run keeps counts from the first held-out day on, which is all that these splits read
     held.features = parts.features
     scores = score_split(parts, prepared, held, device)
     calibration = Calibration.fit(
-        scores.p_ET, scores.true_ET, scores.known_ET, scores.market_E, parts.model.shape.markets
-    )
+        scores.p_ET, scores.true_ET, scores.known_ET, scores.market_E, parts.model.shape.markets,
+        isotonic=isotonic,
+    )  # fmt: skip
+    if parts.model.shape.order_value:
+        scorer = RankerScorer(parts, prepared.video_table, prepared.user_table, device)
+        paid = [
+            (scorer.raw_order_value(batch), batch.order_value_B, batch.requests.market)
+            for batch in purchases.epoch()
+        ]
+        calibration = calibration.with_order_values(*map(np.concatenate, zip(*paid, strict=True)))
     write_json(out / "model" / "calibration.json", calibration.to_json())
     after_ET = calibration.apply(scores.p_ET, scores.market_E, parts.model.shape.parents)
     table = Table("head", "auc", "ne before", "ne after", "ece before", "ece after", title="validation")

@@ -1,5 +1,7 @@
 """The ranker's parts against what they mean: funnels, calibration, watch quantiles, value, independence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,8 +75,8 @@ def test_the_exported_scorer_says_what_the_eager_model_says(tmp_path):
         video_rows={"video_id": 20}, video_dense={}, user_rows={"user_age": 5}, user_dense={}, surfaces=3,
         markets=2, tasks=("click", "product_click", "purchase"), parents=(-1, 0, 1), watch_bins=4,
         watch_groups=2, order_value=True, positions=3, user_statistics=6, candidate_statistics=5, field_dim=4,
-        dim=8, width=16, heads=2, cross_layers=2, cross_rank=4, experts=2, hidden=8, dropout=0.3,
-        use_time=True,
+        dim=8, width=16, heads=2, tastes=3, cross_layers=2, cross_rank=4, experts=2, hidden=8, dropout=0.3,
+        attention_steps=64, use_time=True,
     )  # fmt: skip
     torch.manual_seed(2)
     model = Ranker(shape).eval()
@@ -86,8 +88,10 @@ def test_the_exported_scorer_says_what_the_eager_model_says(tmp_path):
         for candidates, steps in ((500, 100), (2, 2), (1, 9), (7, 0), (64, 1)):
             valid = torch.rand(1, steps) < 0.8
             user = UserState(torch.randn(1, 8), torch.randn(1, 16), torch.randn(1, 3),
-                             torch.randn(1, steps + 1, 16), valid)  # fmt: skip
-            video, statistics = torch.randn(1, candidates, model.videos.width), torch.randn(1, candidates, 5)
+                             torch.randn(1, steps + 1, 16), valid, torch.randn(1, 3, 8),
+                             torch.randn(1))  # fmt: skip
+            video = torch.randn(1, candidates, model.videos.width + 8)
+            statistics = torch.randn(1, candidates, 5)
             eager, other = (part.score(user, video, statistics) for part in (model, exported))
             torch.testing.assert_close(other.task_BKT, eager.task_BKT, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(other.watch_BKE, eager.watch_BKE, atol=1e-4, rtol=1e-4)
@@ -161,7 +165,7 @@ def test_calibration_never_lets_a_funnel_step_exceed_its_parent_and_needs_outcom
         np.full((10, 2), 0.5), np.zeros((10, 2), bool), np.ones((10, 2), bool), np.zeros(10, np.int64), 1
     )
     assert few == Calibration.identity(2, 1)
-    wild = Calibration((1.0, 1.0), ((0.0,), (5.0,)))
+    wild = replace(Calibration.identity(2, 1), bias=((0.0,), (5.0,)))
     p = wild.apply(np.array([[0.3, 0.2]]), np.zeros(1, np.int64), (-1, 0))
     assert p[0, 1] <= p[0, 0]
 
