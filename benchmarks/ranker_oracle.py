@@ -2,10 +2,10 @@
 
     python benchmarks/ranker_oracle.py DATASET PREPARED RUN
 
-Every impression of the first test day has a true probability of each label and a true expected watch time and order value.
-The oracle knows the position, which the ranker does not at serving; ``averaged`` is an oracle that does
-not either: its probability is the mean over the positions of the log. Excess log loss is the expected one
-under the truth, so that no draw of labels blurs it.
+Every impression of the first test day has a true probability of each label and a true expected watch time
+and order value. The oracle knows the position, which the ranker does not at serving; ``averaged`` is an
+oracle that does not either: its probability is the mean over the positions of the log. Excess log loss is
+the expected one under the truth, so that no draw of labels blurs it.
 """
 
 import sys

@@ -9,6 +9,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ def network_inputs(train: Tabulated, others: list[Tabulated]) -> NetworkInputs:
     return NetworkInputs([names[place] for place in categories], sizes, split)
 
 
-def lightgbm(train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: list[str], seed: int) -> list[Scores]:
+def lightgbm(
+    train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: list[str], seed: int
+) -> list[Scores]:
     """One boosted model per task; the task ``watch`` is the median of watch time in ms."""
     import lightgbm as gbm
 
@@ -74,7 +77,9 @@ def lightgbm(train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: l
             said = model.predict(test[0], num_iteration=model.best_iteration)
             found[task] = np.asarray(said, np.float32)
         best = next(iter(model.best_score["valid_0"].items()))
-        print(f"lightgbm {task}: {model.best_iteration} rounds, validation {best[0]} {best[1]:.4f}", flush=True)
+        print(
+            f"lightgbm {task}: {model.best_iteration} rounds, validation {best[0]} {best[1]:.4f}", flush=True
+        )
     return scores
 
 
@@ -83,7 +88,9 @@ def watch_target(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray
     return columns["watch_ms"].astype(np.float64), columns["watch_ms"] >= 0
 
 
-def deepfm(train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: list[str], seed: int) -> list[Scores]:
+def deepfm(
+    train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: list[str], seed: int
+) -> list[Scores]:
     """DeepCTR-Torch's DeepFM, one model per task."""
     from deepctr_torch.inputs import DenseFeat, SparseFeat
     from deepctr_torch.models import DeepFM
@@ -112,7 +119,9 @@ def deepfm(train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: lis
             model.fit(fed(rows), true.astype(np.float32), batch_size=BATCH, epochs=1, verbose=0)
 
         def judge(
-            model: DeepFM = model, rows: list[np.ndarray] = held_rows, true: np.ndarray = held_true[held_known]
+            model: DeepFM = model,
+            rows: list[np.ndarray] = held_rows,
+            true: np.ndarray = held_true[held_known],
         ) -> float:
             return auc(model.predict(rows, 8192)[:, 0].astype(np.float64), true)
 
@@ -123,10 +132,27 @@ def deepfm(train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: lis
     return scores
 
 
+def _fitting(
+    model: Any, fed: Callable[[np.ndarray], list[np.ndarray]], train: Tabulated, held: Tabulated, task: str
+) -> tuple[Callable[[], None], Callable[[], float]]:
+    """One epoch of a DeepCTR-Torch model, and its validation AUC."""
+    (true, known), (held_true, held_known) = label(train[3], task), label(held[3], task)
+    wanted, held_rows = true[known].astype(np.float32), fed(held[0][held_known])
+
+    def step() -> None:
+        model.fit(fed(train[0][known]), wanted, batch_size=BATCH, epochs=1, verbose=0)
+
+    def judge() -> float:
+        said = model.predict(held_rows, 8192)[:, 0].astype(np.float64)
+        return auc(said, held_true[held_known])
+
+    return step, judge
+
+
 def multi_task(
     kind: str, train: Tabulated, held: Tabulated, tests: list[Tabulated], tasks: list[str], seed: int
 ) -> list[Scores]:
-    """torch-rechub's ``mmoe`` or ``ple``; impressions with an unknown label are left out, as it knows none."""
+    """torch-rechub's ``mmoe`` or ``ple``; rows with an unknown label are left out, as it knows none."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature
     from torch_rechub.models.multi_task import MMOE, PLE
     from torch_rechub.trainers import MTLTrainer
@@ -153,14 +179,18 @@ def multi_task(
     towers = [{"dims": [32], "dropout": 0.3} for _ in tasks]
     experts, types = {"dims": [128, 64], "dropout": 0.3}, ["classification"] * len(tasks)
     model = (
-        MMOE(features, types, 3, experts, towers) if kind == "mmoe" else PLE(features, types, 1, 1, 1, experts, towers)
+        MMOE(features, types, 3, experts, towers)
+        if kind == "mmoe"
+        else PLE(features, types, 1, 1, 1, experts, towers)
     )
     (rows, true), (held_rows, held_true) = labelled(train), labelled(held)
     batches, held_batches, _ = DataGenerator(rows, true).generate_dataloader(
         x_val=held_rows, y_val=held_true, x_test=held_rows, y_test=held_true, batch_size=BATCH
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = MTLTrainer(model, types, optimizer_params={"lr": 1e-3, "weight_decay": 1e-5}, model_path=folder)
+        trainer = MTLTrainer(
+            model, types, optimizer_params={"lr": 1e-3, "weight_decay": 1e-5}, model_path=folder
+        )
 
         def judge() -> float:
             return float(np.mean(trainer.evaluate(model, held_batches)))

@@ -1,4 +1,4 @@
-"""Per catalogue row and per user row: the values by which the ranker compares candidates with steps and users.
+"""Values per catalogue row and user row by which the ranker compares candidates with steps and users.
 
 Axes: N catalogue rows, U user rows, M markets.
 """
@@ -22,8 +22,8 @@ class CatalogueKeys:
 
     Times in ms, −1 unknown. ``price_N``: mean place of the products' prices among those of their currency, in
     (0, 1), −1 without a price. ``products_N`` counts products; ``offered_NM`` is the share of them that is
-    sold in each market. ``video_language_N`` and ``user_language_U`` are rows in ``video_language``, 0 unknown.
-    ``content_NE`` are unit vectors (``data.taste_regression``).
+    sold in each market. ``video_language_N`` and ``user_language_U`` are rows in ``video_language``, 0
+    unknown. ``content_NE`` are unit vectors (``data.taste_regression``).
     """
 
     key: dict[str, I64]
@@ -85,7 +85,5 @@ def _offers(videos: EncodedTable, market_rows: tuple[int, ...]) -> tuple[I64, F3
     products = np.diff(videos.bags["video_product_ids"][1]).astype(np.int64)
     values, offsets = videos.bags[OFFERED]
     owner = _owners(offsets)
-    sold = [
-        np.bincount(owner[values == row], minlength=videos.num_rows) * (row > 0) for row in market_rows
-    ]
+    sold = [np.bincount(owner[values == row], minlength=videos.num_rows) * (row > 0) for row in market_rows]
     return products, (np.stack(sold, 1) / np.maximum(products, 1)[:, None]).astype(np.float32)

@@ -128,7 +128,17 @@ def user_statistics(requests: Requests, outcome_BSC: F32, spec: RankingSpec) -> 
             _log_odds(total_BC[:, :tasks], total_BC[:, tasks : 2 * tasks], base_T, USER_PRIOR),
             np.log1p(total_BC[:, :tasks]),
             _log_odds(recent_BC[:, :tasks], recent_BC[:, tasks : 2 * tasks], base_T, USER_PRIOR),
-            np.stack([np.log1p(number_B), np.log1p(total_BC[:, -1]), *ratio, gap_B, np.log1p(depth_B)], 1),
+            np.stack(
+                [
+                    np.log1p(number_B),
+                    np.log1p(total_BC[:, -1]),
+                    *ratio,
+                    gap_B,
+                    np.log1p(depth_B),
+                    spec.weekend(requests.time_ms),
+                ],
+                1,
+            ),
         ],
         axis=1,
     ).astype(np.float32)
@@ -242,7 +252,7 @@ def _entities(
 def _taste_fit(
     requests: Requests, outcome_BSC: F32, video_BK: I64, keys: CatalogueKeys, spec: RankingSpec, own_BT: F32
 ) -> F32:
-    """How far each candidate's content lies along what the user took to, and along what was shown ``[B, K, R]``."""
+    """How far each candidate's content lies along what the user took to, and what was shown ``[B, K, R]``."""
     chosen = [spec.tasks.index(task) for task in spec.regressed]
     known = [len(spec.tasks) + place for place in chosen]
     residual_BSR = (outcome_BSC[..., chosen] - own_BT[:, None, chosen]) * outcome_BSC[..., known]

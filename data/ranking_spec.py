@@ -1,4 +1,4 @@
-"""What fixes the numbers that the ranker reads: which tasks, matches, counts and products' sides there are."""
+"""What fixes the numbers that the ranker reads: which tasks, matches, counts and sides of products."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,6 +68,12 @@ class RankingSpec:
         """Local hour plus one, 1 … 24; 0 where the log's clock means nothing."""
         return ((time_ms - self.day_zero_ms) % DAY_MS // 3_600_000 + 1) * self.use_time
 
+    def weekend(self, time_ms: I64) -> npt.NDArray[np.bool_]:
+        """Whether a moment lies on a Saturday or Sunday; false where the log's clock means nothing."""
+        # noon of a day lies on the same date in UTC, whatever the time zone; 1 January 1970 was a Thursday
+        date = (self.day_zero_ms + DAY_MS // 2) // DAY_MS + self.day(time_ms)
+        return np.asarray(((date + 3) % 7 >= 5) & self.use_time)
+
     @property
     def regressed(self) -> tuple[str, ...]:
         """Tasks that come true often enough for a regression within one user's history."""
@@ -79,7 +85,8 @@ class RankingSpec:
     def user_names(self) -> list[str]:
         """Columns of :func:`user_statistics`."""
         per_task = [f"{what}_{task}" for what in ("rate", "count", "recent") for task in self.tasks]
-        return [*per_task, "steps", "watched", "watch_ratio", "recent_watch_ratio", "gap_s", "session_steps"]
+        return [*per_task, "steps", "watched", "watch_ratio", "recent_watch_ratio", "gap_s", "session_steps",
+                "weekend"]  # fmt: skip
 
     @property
     def candidate_names(self) -> list[str]:

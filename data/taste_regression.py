@@ -20,7 +20,7 @@ RIDGE = 8.0
 
 
 def content_directions(videos: EncodedTable) -> F32:
-    """Unit vectors ``[N, E]`` of all dense features together; zeros where a video has none, E = 0 without any."""
+    """Unit vectors ``[N, E]`` of all dense features together; zeros where a video has none."""
     parts = [videos.dense[name] for name in sorted(videos.dense)]
     if not parts:
         return np.zeros((videos.num_rows, 0), np.float32)
@@ -35,8 +35,9 @@ def content_directions(videos: EncodedTable) -> F32:
 
 def taste_vectors(content_BSE: F32, residual_BSR: F32, length_B: npt.NDArray[np.int64]) -> F32:
     """``[B, R + 1, E]``: for every outcome the ridge coefficients of its residuals on what was shown, either
-    less its mean over the steps, then that mean, drawn towards 0. Zeros from an empty history. A residual is an outcome less its expectation, 0 where unknown; the
-    content of padding is zero.
+    less its mean over the steps, then that mean, drawn towards 0. Zeros from an empty history.
+
+    A residual is an outcome less its expectation, 0 where unknown; the content of padding is zero.
     """
     across_BES = content_BSE.transpose(0, 2, 1)
     ones = np.ones((len(content_BSE), 1, content_BSE.shape[1]), np.float32)

@@ -13,6 +13,8 @@ from scipy.optimize import isotonic_regression
 F64 = npt.NDArray[np.float64]
 #: Positives and negatives below which a fit is not trusted: of a task, of a market's own bias.
 MIN_TASK, MIN_MARKET = 20, 50
+#: Strength of the belief that a head needs no calibration: one over the variance expected of slope and bias.
+IDENTITY_PRIOR = 30.0
 #: Purchases of a market that weigh as much as what all markets have in common.
 ORDER_PRIOR = 100.0
 _NO_KNOTS: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
@@ -140,9 +142,8 @@ def _platt(logit_E: F64, true_E: F64) -> tuple[float, float]:
     weight = np.array([1.0, 0.0])
     for _ in range(50):
         p = 1.0 / (1.0 + np.exp(-np.clip(x @ weight, -35, 35)))
-        # a weak pull towards the identity keeps the Hessian regular
-        gradient = x.T @ (p - true_E) + 1e-3 * (weight - (1.0, 0.0))
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
+        gradient = x.T @ (p - true_E) + IDENTITY_PRIOR * (weight - (1.0, 0.0))
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + IDENTITY_PRIOR * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
         weight = weight - np.clip(step, -2.0, 2.0)
         if np.abs(step).max() < 1e-9:
@@ -165,7 +166,7 @@ def _isotonic(logit_E: F64, true_E: F64) -> tuple[tuple[float, ...], tuple[float
 
 
 def _bent(logit_E: F64, knots: tuple[tuple[float, ...], tuple[float, ...]]) -> F64:
-    """f of the logits; beyond the last knots it goes on with slope 1."""
+    """F of the logits; beyond the last knots it goes on with slope 1."""
     x, y = (np.array(part) for part in knots)
     if not len(x):
         return logit_E

@@ -76,8 +76,8 @@ class RankerShape:
 @dataclass(slots=True)
 class UserState:
     """What :meth:`Ranker.encode_users` computed once: the user's vector, its share of the first layer
-    ``[B, W]`` and of the linear part ``[B, T]``, memory of the history, valid steps, tastes ``[B, H, D]``, and the mean logarithm of
-    order values in the user's market.
+    ``[B, W]`` and of the linear part ``[B, T]``, memory of the history, valid steps, tastes ``[B, H, D]``,
+    and the mean logarithm of order values in the user's market (empty without that head).
     """
 
     vector_BD: Tensor

@@ -115,7 +115,7 @@ class RankerScorer:
         return self._read(scores, batch.video_B)[0]
 
     def raw_order_value(self, batch: RankingBatch) -> npt.NDArray[np.float64]:
-        """Expected order value ``[B]`` given a purchase, before calibration; the model must have that head."""
+        """Expected order value ``[B]`` given a purchase, uncalibrated; the model must have that head."""
         user = self._prepare(batch.requests)
         scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
         order = self._read(scores, batch.video_B)[2]

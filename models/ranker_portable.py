@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data.atomic import read_json, write_json
+from data.catalogue_keys import CatalogueKeys
 from data.counters import load_counts, save_counts
 from data.errors import ContractError
 from data.features import EncodedTable
-from data.catalogue_keys import CatalogueKeys
-from data.ranking_spec import RankingSpec
 from data.ranking_loader import RankingFeatures
+from data.ranking_spec import RankingSpec
 from models.calibration import Calibration
 from models.ranker import Ranker, RankerShape
 from models.value import ValueFormula

@@ -57,9 +57,9 @@ def shape_of(
         watch_groups=0 if bins is None else len(bins.mean_ms),
         order_value="purchase" in spec.tasks and order_values > 0, positions=min(positions, 200),
         user_statistics=len(spec.user_names), candidate_statistics=len(spec.candidate_names),
-        field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads, tastes=recipe.tastes,
-        cross_layers=recipe.cross_layers, cross_rank=recipe.cross_rank, experts=recipe.experts,
-        hidden=recipe.hidden, dropout=recipe.dropout,
+        field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads,
+        tastes=recipe.tastes, cross_layers=recipe.cross_layers, cross_rank=recipe.cross_rank,
+        experts=recipe.experts, hidden=recipe.hidden, dropout=recipe.dropout,
         attention_steps=min(recipe.attention_steps, recipe.max_steps),
         use_time=spec.use_time,
     )  # fmt: skip
@@ -93,9 +93,9 @@ def begin(model: Ranker, loader: RankingLoader) -> None:
     if model.order_out is not None:
         values, markets = _order_values(loader.prepared)
         values = np.log(values)
-        number = np.bincount(markets, minlength=model.shape.markets)
+        bought = np.bincount(markets, minlength=model.shape.markets)
         total = np.bincount(markets, values, model.shape.markets) + ORDER_PRIOR * values.mean()
-        mean = total / (number + ORDER_PRIOR)
+        mean = total / (bought + ORDER_PRIOR)
         model.order_mean.copy_(torch.from_numpy(mean))
         model.order_scale.fill_(float(np.clip((values - mean[markets]).std(), 0.1, 1.5)))
     rate = loader.features.spec.base_rate

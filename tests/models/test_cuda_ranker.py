@@ -33,15 +33,16 @@ def world(**changes):
     def request(candidates, steps):
         user = UserState(
             torch.randn(1, 8), torch.randn(1, 16), torch.randn(1, 3), torch.randn(1, steps + 1, 16),
-            torch.rand(1, steps) < 0.8,
+            torch.rand(1, steps) < 0.8, torch.randn(1, 3, 8),
+            torch.randn(int(model.shape.order_value)),
         )  # fmt: skip
-        return user, torch.randn(1, candidates, model.videos.width), torch.randn(1, candidates, 5)
+        return user, torch.randn(1, candidates, model.videos.width + 8), torch.randn(1, candidates, 5)
 
     return model, request
 
 
 def on_cuda(user, video, statistics):
-    fields = (user.vector_BD, user.first_BW, user.linear_BT, user.memory_BSE, user.valid_BS)
+    fields = (getattr(user, name) for name in UserState.__slots__)
     return UserState(*(t.cuda() for t in fields)), video.cuda(), statistics.cuda()
 
 

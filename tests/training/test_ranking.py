@@ -55,9 +55,10 @@ def train(prepared: Prepared, out, *overrides: str):
 
 def recipe() -> RankerConfig:
     return RankerConfig(
-        name="ranker", field_dim=4, dim=8, width=16, heads=2, tastes=3, cross_layers=2, cross_rank=8, experts=3,
-        hidden=8, dropout=0.0, id_dropout=0.0, id_rows=20, max_steps=12, attention_steps=8, half_life_days=[3.0], watch_bins=4,
-        watch_groups=2, watch_weight=1.0, order_weight=1.0, counterfactual_weight=0.0,
+        name="ranker", field_dim=4, dim=8, width=16, heads=2, tastes=3, cross_layers=2, cross_rank=8,
+        experts=3, hidden=8, dropout=0.0, id_dropout=0.0, id_rows=20, max_steps=12, attention_steps=8,
+        half_life_days=[3.0], watch_bins=4, watch_groups=2, watch_weight=1.0,
+        order_weight=1.0, counterfactual_weight=0.0,
         calibration=CalibrationKind.platt, train_days=0, batch_size=256, max_epochs=1, patience=1,
         value=ValueConfig(version="1", watch_s=0.0, gmv=0.0, tasks={}),
     )  # fmt: skip
@@ -138,7 +139,7 @@ def test_before_its_first_step_every_head_says_its_base_rate(coin_world):
     logs = np.log(np.arange(100, 900))
     assert float(model.order_mean[0]) == pytest.approx(logs.mean(), rel=0.02)
     assert float(model.order_scale) == pytest.approx(logs.std(), rel=0.05)
-    wild = model._order(torch.full((1, 1, settings.hidden), 1e6)).detach()
+    wild = model._order(torch.full((1, 1, settings.hidden), 1e6), model.order_mean[:1]).detach()
     assert torch.isfinite(wild).all()
     assert float(wild[0, 0, 0]) <= logs.mean() + 2.1 * logs.std()
 
