@@ -28,7 +28,7 @@ class AtSplitStart(RankingLoader):
         return replace(sequences, examples=sequences.examples | {"example_history_end": frozen})
 
 
-def open_features(prepared: Prepared, max_steps: int = 64) -> RankingFeatures:
+def open_features(prepared: Prepared, max_steps: int = 128) -> RankingFeatures:
     """Features as ``model=ranker`` reads them by default."""
     return build_features(prepared, half_life_days=(3.0, 30.0), max_steps=max_steps)
 

@@ -1,22 +1,23 @@
-"""KuaiRand: trained rankers and LightGBM, one model per task, on the same rows and the same inputs.
+"""KuaiRand: trained rankers and peers, on the same rows and the same inputs.
 
-    python benchmarks/ranker_kuairand.py PREPARED OUT [RUN …] [lightgbm]
+    python benchmarks/ranker_kuairand.py PREPARED OUT [RUN …] [lightgbm deepfm mmoe ple] [seed=1]
 
 Everything is fitted on the training split and stopped on validation; the test split is read at the end,
 twice: with each user's history up to the start of the test day (``frozen``: the candidates of one request
 share one history) and up to each impression (``live``). Writes ``OUT/<model>-<history>.parquet`` for
 ``shopreel evaluate predictions=…`` and prints AUC / GAUC of every task, MAE and XAUC of watch
-time, of whose distribution both the ranker and LightGBM predict the median.
+time, of whose distribution both the ranker and LightGBM predict the median. The mean of all runs' scores
+is one more row where several runs are given.
 """
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ranker_features import AtSplitStart, label, open_features, tabulate
+from ranker_peers import Scores, deepfm, lightgbm, multi_task
 
 from data.prepared import Prepared
 from data.ranking_loader import RankingLoader
@@ -30,26 +31,33 @@ from training.ranking_validation import auc
 TASKS = ("click", "long_view", "like", "profile_view")
 LOADING: dict[str, type[RankingLoader]] = {"frozen": AtSplitStart, "live": RankingLoader}
 TRAIN_DAYS = 9
-#: Not tuned beyond what is usual for 150,000 rows; rounds are chosen on validation.
-SETTINGS = {
-    "metric": "auc", "learning_rate": 0.08, "num_leaves": 31, "min_data_in_leaf": 100, "max_bin": 127,
-    "feature_fraction": 0.3, "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 10, "num_threads": 1,
-    "verbose": -1, "seed": 1,
-}  # fmt: skip
-ROUNDS, PATIENCE = 400, 30
+PEERS = ("lightgbm", "deepfm", "mmoe", "ple")
 
 
-def main(prepared_path: str, out: str, *models: str) -> None:
+def main(prepared_path: str, out: str, *arguments: str) -> None:
     """Predict the test split by every model and write and print what each said."""
     prepared, target = Prepared.open(prepared_path), Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        if model == "lightgbm":
-            lightgbm_predictions(prepared, target)
-            continue
-        for history, loading in LOADING.items():
-            table = ranker_predictions(prepared, Path(model), loading)
-            report(table, target / f"{Path(model).name}-{history}.parquet")
+    seed = next((int(word.removeprefix("seed=")) for word in arguments if word.startswith("seed=")), 1)
+    models = [word for word in arguments if not word.startswith("seed=")]
+    peer_predictions(prepared, target, [model for model in models if model in PEERS], seed)
+    runs = [Path(model) for model in models if model not in PEERS]
+    for history, loading in LOADING.items():
+        tables = [ranker_predictions(prepared, run, loading) for run in runs]
+        for run, table in zip(runs, tables, strict=True):
+            report(table, target / f"{run.name}-{history}.parquet")
+        if len(runs) > 1:
+            report(mean_of(tables), target / f"mean of {len(runs)}-{history}.parquet")
+
+
+def mean_of(tables: list[pa.Table]) -> pa.Table:
+    """The first table with every probability the mean over all."""
+    found = tables[0]
+    for place, name in enumerate(found.column_names):
+        if name.startswith("p_"):
+            mean = np.mean([table[name].to_numpy() for table in tables], axis=0)
+            found = found.set_column(place, name, pa.array(mean))
+    return found
 
 
 def ranker_predictions(prepared: Prepared, run: Path, loading: type[RankingLoader]) -> pa.Table:
@@ -74,46 +82,30 @@ def ranker_predictions(prepared: Prepared, run: Path, loading: type[RankingLoade
     return pa.concat_tables(tables)
 
 
-def lightgbm_predictions(prepared: Prepared, target: Path) -> None:
-    """Test impressions scored by one boosted model per task and one of the log of watch time."""
-    import lightgbm
-
+def peer_predictions(prepared: Prepared, target: Path, peers: list[str], seed: int) -> None:
+    """Test impressions scored by peers on tables of the ranker's inputs."""
+    if not peers:
+        return
     features = open_features(prepared)
     train, held = (tabulate(prepared, features, split, TRAIN_DAYS) for split in (0, 1))
-    tests = {
-        history: tabulate(prepared, features, 2, TRAIN_DAYS, loading) for history, loading in LOADING.items()
-    }
-    scores: dict[str, dict[str, np.ndarray]] = {history: {} for history in tests}
-    for task in (*TASKS, "watch"):
-        started, sets = time.monotonic(), []
-        for table, _, _, columns in (train, held):
-            wanted, known = label(columns, task) if task != "watch" else watch_target(columns)
-            sets.append(lightgbm.Dataset(table[known], wanted[known], reference=sets[0] if sets else None))
-        settings = SETTINGS | (
-            {"objective": "regression_l1", "metric": "l1"} if task == "watch" else {"objective": "binary"}
-        )
-        model = lightgbm.train(
-            settings, sets[0], ROUNDS, valid_sets=sets[1:],
-            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-        )  # fmt: skip
-        for history, test in tests.items():
-            said = model.predict(test[0], num_iteration=model.best_iteration)
-            scores[history][task] = np.asarray(said, np.float32)
-        best = next(iter(model.best_score["valid_0"].items()))
-        print(f"lightgbm {task}: {model.best_iteration} rounds, validation {best[0]} {best[1]:.4f}, "
-              f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
-    for history, test in tests.items():
-        columns = test[3]
-        watch = scores[history].pop("watch")
-        table = as_table(prepared, columns["user_row"], columns["video"], scores[history], columns)
-        table = table.append_column("predicted_watch_ms", pa.array(watch))
-        table = table.append_column("watch_ms", pa.array(columns["watch_ms"], mask=columns["watch_ms"] < 0))
-        report(table, target / f"lightgbm-{history}.parquet")
-
-
-def watch_target(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Watch time in ms, whose median the absolute error asks for, and whether it is known."""
-    return columns["watch_ms"].astype(np.float64), columns["watch_ms"] >= 0
+    tests = [tabulate(prepared, features, 2, TRAIN_DAYS, loading) for loading in LOADING.values()]
+    for peer in peers:
+        scores: list[Scores] = []
+        match peer:
+            case "lightgbm":
+                scores = lightgbm(train, held, tests, [*TASKS, "watch"], seed)
+            case "deepfm":
+                scores = deepfm(train, held, tests, [*TASKS], seed)
+            case _:
+                scores = multi_task(peer, train, held, tests, [*TASKS], seed)
+        for history, (_, _, _, columns), said in zip(LOADING, tests, scores, strict=True):
+            watch = said.pop("watch", None)
+            table = as_table(prepared, columns["user_row"], columns["video"], said, columns)
+            if watch is not None:
+                table = table.append_column("predicted_watch_ms", pa.array(watch))
+                known = columns["watch_ms"] >= 0
+                table = table.append_column("watch_ms", pa.array(columns["watch_ms"], mask=~known))
+            report(table, target / f"{peer}-seed{seed}-{history}.parquet")
 
 
 def as_table(

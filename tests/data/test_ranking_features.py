@@ -87,7 +87,7 @@ def shop(tmp_path_factory):
 def test_products_are_compared_with_the_request_and_what_the_user_pays(shop):
     features = build_features(shop, half_life_days=(3.0,), max_steps=64)
     spec = features.spec
-    batch = next(RankingLoader(shop, features, split=1, batch_size=999, seed=0, shuffle=False).epoch())
+    batch = next(RankingLoader(shop, features, split=0, batch_size=999, seed=0, shuffle=False).epoch())
     named = {name: batch.candidate_statistics_BG[:, place] for place, name in enumerate(spec.candidate_names)}
     video = shop.catalogue.ids(batch.video_B).to_numpy()
     market = shop.markets.ids(batch.requests.market).to_pylist()
