@@ -1,6 +1,7 @@
 """``shopreel prepare``: a dataset → labels, point-in-time histories, vocabularies, features, split."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 
+from data.ahead import ahead
 from data.atomic import refuse_existing, staged_directory
 from data.columns import align, column
 from data.contract import open_dataset, time_zone
@@ -26,7 +28,7 @@ from data.leaks import Leak, find_leaks
 from data.prepare_summary import Tally, summary
 from data.prepared import INDEXES, write_tables
 from data.progress import progress
-from data.records import Log, Rows, count_impressions, distinct, extent_of, stream
+from data.records import Block, Log, Rows, count_impressions, distinct, extent_of, stream
 from data.schema import LABELS, SPLITS
 from data.shards import CONTEXT_STEPS, NEW_STEPS, ShardWriter
 from data.split import SplitMode, choose_split, moment
@@ -200,11 +202,18 @@ def write_sequences(
         progress("prepare", total, "records") as advance,
         ShardWriter(out / "sequences", shard_steps=shard_steps) as writer,
     ):
-        for block in stream(session, log, rows, block_records=BLOCK_RECORDS):
-            tally.add(block)
+        # sorting and labelling, counting, and writing go on side by side
+        blocks = ahead(stream(session, log, rows, block_records=BLOCK_RECORDS))
+        for block in ahead(_counted(blocks, tally)):
             writer.write(block)
             advance(tally.records)
     return tally, writer.parts
+
+
+def _counted(blocks: Iterator[Block], tally: Tally) -> Iterator[Block]:
+    for block in blocks:
+        tally.add(block)
+        yield block
 
 
 def build_features(

@@ -17,6 +17,7 @@ from data.schema import LABEL_BIT, LABELS, SPLITS
 from data.split import TRAIN, SplitMode
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 SAMPLE_IMPRESSIONS = 100_000
 
 
@@ -59,7 +60,7 @@ class Tally:
             true, known = block.true[here], block.known[here]
             self.impressions_S[rank] += len(here)
             self.watched_S[rank] += int((block.watch_ms[here] >= 0).sum())
-            for place, bit in enumerate(LABEL_BIT.values()):
+            for place, bit in _present(true | known):
                 self.true_SL[rank, place] += int(((true & bit) > 0).sum())
                 self.known_SL[rank, place] += int(((known & bit) > 0).sum())
                 self.known_true_SL[rank, place] += int(((true & known & bit) > 0).sum())
@@ -71,10 +72,9 @@ class Tally:
     def _add_train(self, block: Block, train: I64) -> None:
         video, true = block.video[train], block.true[train]
         self.video_train_count += np.bincount(video, minlength=len(self.video_train_count))
-        for place, bit in enumerate(LABEL_BIT.values()):
+        for place, bit in _present(true):
             positive = video[(true & bit) > 0]
-            if len(positive):
-                self.video_train_true[:, place] += np.bincount(positive, minlength=len(self.video_train_true))
+            self.video_train_true[:, place] += np.bincount(positive, minlength=len(self.video_train_true))
         self.user_trained[block.user[train]] = True
         missing = SAMPLE_IMPRESSIONS - sum(len(part.user) for part in self._sampled)
         if missing > 0:
@@ -86,12 +86,11 @@ class Tally:
     def _add_truths(self, block: Block, rank: int) -> None:
         unseen = np.flatnonzero(unseen_impressions(block, rank))
         user, video, true = block.user[unseen], block.video[unseen], block.true[unseen]
-        for place, bit in enumerate(LABEL_BIT.values()):
+        for place, bit in _present(true):
             positive = np.flatnonzero((true & bit) > 0)
-            if len(positive):
-                pairs = np.unique(user[positive] * len(self.video_train_count) + video[positive])
-                self.truth_videos_SL[rank, place] += len(pairs)
-                self.truth_users_SL[rank, place] += len(np.unique(pairs // len(self.video_train_count)))
+            pairs = np.unique(user[positive] * len(self.video_train_count) + video[positive])
+            self.truth_videos_SL[rank, place] += len(pairs)
+            self.truth_users_SL[rank, place] += len(np.unique(pairs // len(self.video_train_count)))
 
     def sample(self) -> Impressions:
         """Training impressions of a random set of users, at most ``SAMPLE_IMPRESSIONS``."""
@@ -190,3 +189,9 @@ def _split_line(manifest: dict[str, Any]) -> str:
         if split[f"{name}_ms"] is not None
     }
     return "split by time: " + ", ".join(f"{name} from {moment}" for name, moment in days.items())
+
+
+def _present(masks: I32) -> list[tuple[int, int]]:
+    """Place and bit of the labels that occur in ``masks``."""
+    some = int(np.bitwise_or.reduce(masks, initial=0))
+    return [(place, bit) for place, bit in enumerate(LABEL_BIT.values()) if some & bit]

@@ -1,7 +1,5 @@
 """Prepare the next batches in a thread while the current one trains."""
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -9,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from data.ahead import ahead
 from data.loader import LoaderPosition
 
 B_co = TypeVar("B_co", covariant=True)
@@ -31,36 +30,12 @@ def prefetch(
 
     ``pin`` puts their arrays into pinned memory, from which CUDA reads while the processor goes on.
     """
-    ready: queue.Queue[tuple[B_co, LoaderPosition] | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
 
-    def put(entry: tuple[B_co, LoaderPosition] | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+    def made() -> Iterator[tuple[B_co, LoaderPosition]]:
+        for batch in loader.epoch():
+            yield (pinned(batch) if pin else batch), loader.position
 
-    def produce() -> None:
-        try:
-            for batch in loader.epoch():
-                put((pinned(batch) if pin else batch, loader.position))
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=produce, name="loader", daemon=True)
-    thread.start()
-    try:
-        while (entry := ready.get()) is not None:
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry
-    finally:
-        stop.set()
-        thread.join()
+    return ahead(made(), depth)
 
 
 def pinned(batch: Any) -> Any:

@@ -111,7 +111,7 @@ def test_the_loss_rounds_products_alone(sampled):
     correction[::3] = -torch.inf
 
     def loss_and_gradient(device, autocast):
-        parts = [t.to(device).requires_grad_() for t in (user, video)]
+        parts = [t.to(device, copy=True).requires_grad_() for t in (user, video)]
         rest = (
             target.to(device), torch.ones(300, device=device), torch.tensor(0.08, device=device),
             hidden.to(device),
