@@ -1,12 +1,12 @@
-"""Two-tower training: positives/s on one prepared log, the share of the GEMM limit, and RecTools beside it.
+"""Two-tower training: positives/s on one prepared log, the share of the GEMM limit, and peers beside it.
 
-    python benchmarks/two_tower_training.py prepared=PREPARED history=50 rectools_python=/path/to/python
+    python benchmarks/two_tower_training.py prepared=PREPARED history=50 peers_python=/path/to/python
 
 shopreel runs its own loader, loss, backward pass, clipping and optimizer as ``shopreel train`` does, with the
 full softmax over the catalogue; ``block=sasrec`` and no id dropout keep the arithmetic that of a SASRec, the
-video tower's features being whatever the log has. RecTools' SASRecModel trains on the same positives (its
-softmax is over the whole catalogue too) with the same history, width, blocks and heads and ``batch`` users a
-step, its preparation of the data outside of the clock. Other sizes: ``dim= layers= heads=``.
+video tower's features being whatever the log has. The peers (``systems=``, see two_tower_peers.py, which runs
+under ``peers_python``) train on the same positives with the same history, width, blocks and heads, their
+preparation of the data outside of the clock. Other sizes: ``dim= layers= heads=``.
 
 The GEMM limit is the speed of one large float32 matrix product in the same process; the share is
 (floating-point operations of the step's matrix products) / (seconds of the step · limit). ``clock=cpu``
@@ -21,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+SYSTEMS = "shopreel,rectools,rectools_sampled,recbole,replay,replay_sampled"
 SHAPE = {"history": 50, "dim": 64, "layers": 2, "heads": 2}
 CLOCK_NAME = "cpu" if "clock=cpu" in sys.argv else "wall"
 CLOCK = time.process_time if CLOCK_NAME == "cpu" else time.perf_counter
@@ -38,6 +39,7 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
 
     from data.compose import compose
     from data.prepared import Prepared
+    from data.trend import has_trend, training_trend
     from models.two_tower import TwoTower
     from training.config import Device
     from training.distributed import ALONE
@@ -63,7 +65,8 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
     )
     tables = tables_factory(ALONE, sharded=False, dense_table_rows=rule.dense_table_rows)
     model = TwoTower(shape_of(recipe, prepared), tables=tables)
-    objective = RetrievalObjective(prepared, device, recipe.id_dropout)
+    trend = training_trend(prepared) if has_trend(prepared) else None
+    objective = RetrievalObjective(prepared, device, recipe.id_dropout, trend)
     placement = place(
         Task(model, lambda batch: objective.loss(model, batch)), rule, ALONE, device, sharded=False
     )
@@ -131,55 +134,6 @@ def write_log(prepared: object, path: Path) -> None:
     pq.write_table(pa.table({"user_id": user, "item_id": np.concatenate(videos), "order": order}), path)
 
 
-def rectools(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> None:
-    """One epoch of RecTools' SASRec."""
-    import pandas as pd
-    import pyarrow.parquet as pq
-    import torch
-    from pytorch_lightning import Trainer
-    from rectools import Columns
-    from rectools.dataset import Dataset
-    from rectools.models import SASRecModel
-
-    torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
-    frame = pq.read_table(folder / "log.parquet").to_pandas()
-    frame[Columns.Datetime] = pd.Timestamp("2020-01-01") + pd.to_timedelta(frame.pop("order"), unit="s")
-    frame[Columns.Weight] = 1.0
-    dataset = Dataset.construct(frame)
-    steps = int(arguments.get("peer_steps", "30"))
-    seen = []
-
-    def trainer() -> Trainer:
-        quiet = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-        )
-        return Trainer(max_steps=steps, accelerator="cpu", callbacks=[Count()], **quiet)
-
-    from pytorch_lightning import Callback
-
-    class Count(Callback):  # type: ignore[misc]
-        def on_train_batch_start(
-            self, trainer: object, module: object, batch: dict[str, torch.Tensor], index: int
-        ) -> None:
-            seen.append((CLOCK(), int((batch["y"] != 0).sum())))
-
-        def on_train_end(self, trainer: object, module: object) -> None:
-            seen.append((CLOCK(), 0))
-
-    model = SASRecModel(
-        n_blocks=shape["layers"], n_heads=shape["heads"], n_factors=shape["dim"], loss="softmax",
-        session_max_len=shape["history"], batch_size=int(arguments.get("batch", "128")),
-        get_trainer_func=trainer, deterministic=False,
-    )  # fmt: skip
-    model.fit(dataset)
-    warm, rounds = 3, int(arguments.get("rounds", "5"))
-    cut = np.linspace(warm, len(seen) - 1, rounds + 1).astype(int)
-    say(
-        "RecTools SASRec",
-        [sum(n for _, n in seen[a:b]) / (seen[b][0] - seen[a][0]) for a, b in pairwise(cut)],
-    )
-
-
 def say(name: str, speeds: list[float]) -> None:
     print(f"{name:<18} {spread(speeds, ',.0f')} positives/s", flush=True)
 
@@ -191,15 +145,21 @@ def spread(values: list[float], form: str) -> str:
 def main(arguments: dict[str, str]) -> None:
     shape = {name: int(arguments.get(name, default)) for name, default in SHAPE.items()}
     if "worker" in arguments:
-        {"shopreel": shopreel, "rectools": rectools}[arguments["worker"]](
-            arguments, shape, Path(arguments["folder"])
-        )
+        if arguments["worker"] == "shopreel":
+            shopreel(arguments, shape, Path(arguments["folder"]))
+        else:
+            from benchmarks.two_tower_peers import run
+
+            say(
+                arguments["worker"],
+                run(arguments["worker"], shape, Path(arguments["folder"]), CLOCK, arguments),
+            )
         return
     print(f"{CLOCK_NAME} seconds on {len(os.sched_getaffinity(0))} core(s); {json.dumps(shape)}", flush=True)
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        for worker in arguments.get("systems", "shopreel,rectools").split(","):
-            python = arguments.get(f"{worker}_python", sys.executable)
+        for worker in arguments.get("systems", SYSTEMS).split(","):
+            python = sys.executable if worker == "shopreel" else arguments.get("peers_python", sys.executable)
             passed = [f"{name}={value}" for name, value in arguments.items()]
             command = [python, "-W", "ignore", __file__, *passed, f"worker={worker}", f"folder={folder}"]
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root,
