@@ -1,7 +1,9 @@
 # make demo    the whole pipeline on a simulated market, then the feed page (SERVE=0: stop after the table)
 # make test    lint, types, import contracts and tests
 # make lint    ruff, mypy and import-linter alone
-# make bench   the benchmarks there are; BENCH=NAME ARGS="…" runs one
+# make bench   a standard set of benchmarks, into bench.json and docs/benchmarks.md; BENCH=NAME ARGS="…" runs one,
+#              ARGS=list=1 lists them all
+# make peers   other people's systems for the benchmarks, in an environment of their own (.venv-peers)
 # make pin     resolve requirements/*.in again
 # make clean   remove the environment, caches and ./demo-run
 #
@@ -20,7 +22,7 @@ EXTRAS := $(if $(shell command -v java),requirements/spark.txt) \
 # $(call timed,NAME,COMMAND): run it, then say how long it took.
 timed = @start=$$(date +%s); echo "== $(1)"; $(2) && echo "== $(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint ruff types contracts pytest bench pin clean
+.PHONY: demo test lint ruff types contracts pytest bench peers pin clean
 .DEFAULT_GOAL := help
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,8 +50,7 @@ bench: .venv/.installed-bench
 ifdef BENCH
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 else
-	@for script in benchmarks/*.py; do sed -n "1s|^\"*|$$script: |p" "$$script"; done
-	@echo 'Run one: make bench BENCH=NAME ARGS="…"; its first lines say which arguments it takes.'
+	$(BIN)/python benchmarks/suite.py $(ARGS)
 endif
 
 .venv/.installed: requirements/cpu.txt requirements/fbgemm-gpu-cpu/pyproject.toml setup.cfg pyproject.toml
@@ -67,11 +68,18 @@ endif
 	$(call timed,install for benchmarks,$(PIP) install -r benchmarks/requirements.txt)
 	@touch $@
 
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
+	$(call timed,install of peers,.venv-peers/bin/python -m pip --disable-pip-version-check install --no-deps -r $<)
+	@touch $@
+
 pin:
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python requirements/pin.py $(ARGS)
 
 clean:
-	rm -rf .venv build demo-run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-peers build demo-run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	rm -rf ./*.egg-info requirements/*/build requirements/*/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

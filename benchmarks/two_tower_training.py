@@ -1,12 +1,14 @@
 """Two-tower training: positives/s on one prepared log, the share of the GEMM limit, and peers beside it.
 
-    python benchmarks/two_tower_training.py prepared=PREPARED history=50 peers_python=/path/to/python
+    python benchmarks/two_tower_training.py [prepared=PREPARED] [loss=full|sampled] [peers_python=PYTHON]
 
-shopreel runs its own loader, loss, backward pass, clipping and optimizer as ``shopreel train`` does, with the
-full softmax over the catalogue; ``block=sasrec`` and no id dropout keep the arithmetic that of a SASRec, the
-video tower's features being whatever the log has. The peers (``systems=``, see two_tower_peers.py, which runs
-under ``peers_python``) train on the same positives with the same history, width, blocks and heads, their
-preparation of the data outside of the clock. Other sizes: ``dim= layers= heads=``.
+shopreel runs its own loader, loss, backward pass, clipping and optimizer as ``shopreel train`` does;
+``block=sasrec`` and no id dropout keep the arithmetic that of a SASRec, the video tower's features being
+whatever the log has. ``loss=full`` is the softmax over the catalogue, ``sampled`` the recipe's sample of it.
+Without ``prepared=`` the log is made up: 12,000 videos, 8,000 users of 24 impressions. The peers
+(``systems=``, see two_tower_peers.py, which runs under ``peers_python``) train on the same positives with the
+same history, width, blocks and heads, their preparation of the data outside of the clock. Other sizes:
+``dim= layers= heads=``.
 
 The GEMM limit is the speed of one large float32 matrix product in the same process; the share is
 (floating-point operations of the step's matrix products) / (seconds of the step · limit). ``clock=cpu``
@@ -37,6 +39,7 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from benchmarks.synthetic import synthetic
     from data.compose import compose
     from data.prepared import Prepared
     from data.trend import has_trend, training_trend
@@ -49,11 +52,15 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
     from training.train import CONFIG
 
     device = start_process(0, Device.cpu, int(arguments.get("threads", "0")))
-    prepared = Prepared.open(arguments["prepared"])
+    if "prepared" in arguments:
+        prepared = Prepared.open(arguments["prepared"])
+    else:
+        prepared = synthetic(folder / "prepared", users=8_000, videos=12_000, steps=24)
     write_log(prepared, folder / "log.parquet")
     overrides = [f"prepared={prepared.path}", f"out={folder / 'run'}", "model=two_tower"]
     overrides += [f"model.{name}={shape[name]}" for name in ("dim", "layers", "heads")]
     overrides += [f"model.max_steps={shape['history']}", "model.block=sasrec", "model.id_dropout=0"]
+    overrides += [f"model.full_softmax_below={10**9 if arguments.get('loss', 'full') == 'full' else 0}"]
     recipe = compose("train", overrides + arguments.get("model", "").split(), CONFIG).model
     loader = build_loader(recipe, prepared, 0)
     rates = recipe.optimizer

@@ -26,6 +26,8 @@ SAME_LENGTH = 1e-3
 SCAN_COST, RESCORE_COST = 0.15, 12.0
 #: Videos whose coordinates the codes are fitted to.
 SCAN_SAMPLE = 65_536
+#: How many videos inverted lists of codes give for each one asked for, to be scored exactly.
+IVF_SCAN_SPARE = 4
 
 
 class IndexKind(Enum):
@@ -35,14 +37,15 @@ class IndexKind(Enum):
     scan = "scan"
     hnsw = "hnsw"
     ivf = "ivf"
+    ivf_scan = "ivf_scan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexParameters:
     """What an index was built with and how wide it searches.
 
-    ``width`` is efSearch for ``hnsw``, nprobe for ``ivf`` and, for ``scan``, how many videos are scored
-    exactly for each one asked for; it is tuned for lists of ``k`` videos.
+    ``width`` is efSearch for ``hnsw``, nprobe for ``ivf`` and ``ivf_scan``, and for ``scan`` how many videos
+    are scored exactly for each one asked for; it is tuned for lists of ``k`` videos.
     ``links`` are neighbours per graph node, ``build_width`` is efConstruction, ``lists`` the inverted
     lists; each is 0 where the kind has no such thing.
     """
@@ -69,11 +72,11 @@ def choose_kind(videos: int, *, exact_below: int, scan_below: int) -> IndexKind:
 
     Below ``exact_below`` videos brute force takes a few milliseconds a request and loses nothing; below
     ``scan_below`` a scan of 4-bit codes takes a tenth of that, whatever the length of the list; above,
-    inverted lists with half-precision vectors.
+    inverted lists of such codes, of which a few are scanned. What it rests on: docs/scale.md.
     """
     if videos < exact_below:
         return IndexKind.exact
-    return IndexKind.scan if videos < scan_below else IndexKind.ivf
+    return IndexKind.scan if videos < scan_below else IndexKind.ivf_scan
 
 
 class ApproximateIndex:
@@ -106,6 +109,15 @@ class ApproximateIndex:
             index.cp.spherical = True
             index.cp.min_points_per_centroid = 1
             index.train(_sample(videos_ND, 64 * parameters.lists, seed))
+        elif parameters.kind is IndexKind.ivf_scan:  # 4-bit codes of what is left beside the list's centre
+            index = faiss.IndexIVFPQFastScan(
+                faiss.IndexFlatIP(dim), dim, parameters.lists, dim, 4, faiss.METRIC_INNER_PRODUCT
+            )
+            index.by_residual = True
+            index.cp.seed = index.pq.cp.seed = seed
+            index.cp.spherical = True
+            index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+            index.train(_sample(videos_ND, 64 * parameters.lists, seed))
         else:
             raise ValueError(f"an index of kind {parameters.kind.value} is not built; use serving.exact")
         index.add(videos_ND)
@@ -124,6 +136,7 @@ class ApproximateIndex:
             IndexKind.scan: faiss.IndexPQFastScan,
             IndexKind.hnsw: faiss.IndexHNSWFlat,
             IndexKind.ivf: faiss.IndexIVFScalarQuantizer,
+            IndexKind.ivf_scan: faiss.IndexIVFPQFastScan,
         }
         rows, dim = shape
         if type(index) is not wanted[parameters.kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -144,7 +157,7 @@ class ApproximateIndex:
     def search(self, user_BD: Vectors, k: int, *, eligible: Mask | None = None) -> list[Rows]:
         """Rows among which are about the best ``k`` of every user, in no promised order.
 
-        They are ``k``, several times as many for a ``scan``, or fewer where it found fewer. ``eligible``
+        They are ``k``, several times as many for scans, or fewer where it found fewer. ``eligible``
         bool[N] limits the answer to its rows. The search widens with ``k`` beyond the one it was tuned for,
         and as fewer rows are eligible.
         """
@@ -169,6 +182,8 @@ class ApproximateIndex:
             search = faiss.SearchParametersIVF(nprobe=width, sel=selector)
         query_BD = np.zeros((len(user_BD), self._index.d), np.float32)  # 0 in the dimension of _equal_norms
         query_BD[:, : user_BD.shape[1]] = user_BD
+        if self.parameters.kind is IndexKind.ivf_scan:
+            k = min(count, k * IVF_SCAN_SPARE)
         _, id_BK = self._index.search(query_BD, k, params=search)
         return [ids[ids >= 0] + 1 for ids in id_BK]
 
@@ -182,6 +197,9 @@ class ApproximateIndex:
             return SCAN_COST + RESCORE_COST * k * width / max(1, int(self._index.ntotal))
         if self.parameters.kind is IndexKind.ivf:
             return width / self.parameters.lists
+        if self.parameters.kind is IndexKind.ivf_scan:
+            rescored = RESCORE_COST * k * IVF_SCAN_SPARE / max(1, int(self._index.ntotal))
+            return SCAN_COST * width / self.parameters.lists + rescored
         # each unit of efSearch visits a node and reads the vectors of its neighbours out of order
         return width * 2 * self.parameters.links / max(1, int(self._index.ntotal))
 

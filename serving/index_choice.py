@@ -13,9 +13,10 @@ from serving.publish_config import IndexConfig, Kind
 
 def choices(videos: int, k: int, config: IndexConfig) -> list[IndexParameters]:
     """What to build for so many videos, not tuned yet; the later ones where the earlier miss the target."""
+    kinds: list[IndexKind]
     if config.kind is Kind.auto:
-        kind = choose_kind(videos, exact_below=config.exact_below, scan_below=config.scan_below)
-        kinds = [kind, IndexKind.ivf] if kind is IndexKind.scan else [kind]
+        first = choose_kind(videos, exact_below=config.exact_below, scan_below=config.scan_below)
+        kinds = [first, IndexKind.ivf] if first is not IndexKind.exact else [first]
     else:
         kinds = [IndexKind(config.kind.value)]
     if not videos:
@@ -70,7 +71,7 @@ def _parameters(kind: IndexKind, videos: int, k: int, config: IndexConfig) -> In
             return IndexParameters(
                 kind=kind, k=k, links=config.hnsw_links, build_width=config.hnsw_build_width
             )
-        case IndexKind.ivf:
+        case IndexKind.ivf | IndexKind.ivf_scan:
             return IndexParameters(
                 kind=kind, k=k, lists=min(config.ivf_lists or round(4 * videos**0.5), videos)
             )

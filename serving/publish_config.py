@@ -14,6 +14,7 @@ class Kind(Enum):
     scan = "scan"
     hnsw = "hnsw"
     ivf = "ivf"
+    ivf_scan = "ivf_scan"
 
 
 class AsOf(Enum):

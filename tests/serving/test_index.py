@@ -18,6 +18,7 @@ from serving.retriever import Retriever
 
 HNSW = IndexParameters(kind=IndexKind.hnsw, k=20, links=16, build_width=80)
 IVF = IndexParameters(kind=IndexKind.ivf, k=20, lists=32)
+IVF_SCAN = IndexParameters(kind=IndexKind.ivf_scan, k=20, lists=32)
 SCAN = IndexParameters(kind=IndexKind.scan, k=20)
 
 
@@ -51,10 +52,10 @@ def clustered(videos, dim=16, seed=0, clusters=40, normed=True):
     return vectors.astype(np.float32), users.astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["hnsw", "ivf", "scan"])
+@pytest.fixture(scope="module", params=["hnsw", "ivf", "scan", "ivf_scan"])
 def built(request):
     vectors, users = clustered(4000)
-    parameters = {"hnsw": HNSW, "ivf": IVF, "scan": SCAN}[request.param]
+    parameters = {"hnsw": HNSW, "ivf": IVF, "scan": SCAN, "ivf_scan": IVF_SCAN}[request.param]
     index, recall = ApproximateIndex.build(vectors, parameters).tuned(vectors, users[:16], users[16:32], 0.99)
     assert recall >= 0.99
     return vectors, users, index
@@ -297,7 +298,7 @@ def test_the_rule_for_the_kind():
     limits = {"exact_below": 200_000, "scan_below": 5_000_000}
     assert choose_kind(199_999, **limits) is IndexKind.exact
     assert choose_kind(200_000, **limits) is IndexKind.scan
-    assert choose_kind(5_000_000, **limits) is IndexKind.ivf
+    assert choose_kind(5_000_000, **limits) is IndexKind.ivf_scan
 
 
 def test_empty_catalogue_and_no_users():
