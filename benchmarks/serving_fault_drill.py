@@ -181,10 +181,11 @@ class Drill:
         return _ended(server, ledger, f"{rounds} times stopped under load, exit codes {set(exits)}")
 
     def soak(self, ledger: Ledger) -> str:
-        """Memory stays flat over many requests."""
-        server = self.server("soak", "memory.history_steps=64")
+        """Memory stays flat over many requests of ever new users."""
+        server = self.server("soak", "memory.history_steps=64", "feed.candidates=30")
         samples: list[tuple[int, float]] = []
-        with Crowd(server, ledger, 4, self.seed, known=self.known) as crowd:
+        users = max(40, self.soak_requests // 10)
+        with Crowd(server, ledger, 4, self.seed, known=self.known, users=users) as crowd:
             while crowd.sent < self.soak_requests:
                 time.sleep(0.5)
                 samples.append((crowd.sent, server.memory_mb()))
@@ -192,13 +193,14 @@ class Drill:
                     break
                 ledger.pages.clear()  # judged page by page already
                 ledger.acknowledged.clear()
-        tenth = [mb for sent, mb in samples if sent >= self.soak_requests / 10]
-        first, last = _median(tenth[: len(tenth) // 5 + 1]), _median(tenth[-(len(tenth) // 5 + 1) :])
-        if last > 1.05 * first + 10:
-            ledger.tell(f"memory grew from {first:.0f} to {last:.0f} MB")
-        return _ended(
-            server, ledger, f"{crowd.sent} requests; {first:.0f} MB after a tenth, {last:.0f} MB at the end"
-        )
+        tenths = [
+            _median([mb for sent, mb in samples if tenth <= 10 * sent / self.soak_requests < tenth + 1])
+            for tenth in range(10)
+        ]
+        if tenths[-1] > 1.05 * tenths[1] + 10:
+            ledger.tell(f"memory grew from {tenths[1]:.0f} to {tenths[-1]:.0f} MB")
+        told = " ".join(f"{mb:.0f}" for mb in tenths)
+        return _ended(server, ledger, f"{crowd.sent} requests; MB, median of every tenth of them: {told}")
 
 
 FAULTS: dict[str, Callable[[Drill, Ledger], str]] = {

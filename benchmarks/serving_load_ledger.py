@@ -92,6 +92,7 @@ class Crowd:
     """``size`` clients on threads of their own, until stopped. ``allowed`` are the statuses they put up with.
 
     Where ``mortal``, the server may break connections off; a client then asks for the same page again.
+    Every client is one user, or with ``users`` one of so many in each feed.
     """
 
     server: Server
@@ -104,6 +105,7 @@ class Crowd:
     page_size: int = 5
     pages_per_feed: int = 6
     pause_s: float = 0.0
+    users: int = 0
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -125,7 +127,8 @@ class Crowd:
         client, user = Client(self.server.port), number % 40
         try:
             while not self._stop.is_set():
-                self._scroll(client, f"{self.seed}-{number}-{dice.randrange(10**12)}", user, dice)
+                name = f"{self.seed}-{number}-{dice.randrange(10**12)}"
+                self._scroll(client, name, dice.randrange(self.users) if self.users else user, dice)
         except Exception as error:
             self.ledger.tell(f"a client gave up: {error!r}")
         finally:

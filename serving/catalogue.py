@@ -141,6 +141,12 @@ class CatalogueFacts:
             product_ids=tags.flatten(),
         )
 
+    def warm_up(self) -> None:
+        """Work out now what is otherwise worked out when it is first asked for: seconds for a million videos."""
+        self.recency()
+        for market in (None, *self.market_names.ids(range(1, len(self.market_names))).to_pylist()):
+            self.eligible(market)
+
     def eligible(self, market: str | None) -> Mask:
         """bool[N]: may be shown in ``market``, and at least one of its products, if any, can be bought there.
 

@@ -82,9 +82,11 @@ def choose_kind(videos: int, *, exact_below: int, scan_below: int) -> IndexKind:
 class ApproximateIndex:
     """A FAISS index over rows 1..N of ``vectors_ND``."""
 
-    def __init__(self, index: Any, parameters: IndexParameters) -> None:
+    def __init__(self, index: Any, parameters: IndexParameters, *, threads: int = 0) -> None:
+        """``threads`` search together for several users, 0: as many as there are cores."""
         self._index = index
         self.parameters = parameters
+        self._threads = threads
 
     @classmethod
     def build(cls, vectors_ND: Vectors, parameters: IndexParameters, *, seed: int = 0) -> "ApproximateIndex":
@@ -124,7 +126,9 @@ class ApproximateIndex:
         return cls(index, parameters)
 
     @classmethod
-    def load(cls, path: Path, parameters: IndexParameters, shape: tuple[int, int]) -> "ApproximateIndex":
+    def load(
+        cls, path: Path, parameters: IndexParameters, shape: tuple[int, int], *, threads: int = 0
+    ) -> "ApproximateIndex":
         """Read a saved index of a ``[N, D]`` catalogue; refuse one of another kind, size or metric."""
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # mapped, so that processes share it
@@ -148,7 +152,7 @@ class ApproximateIndex:
                 f"{path}: indexes {index.ntotal:,} videos in {index.d} dimensions, there are {rows - 1:,} in "
                 f"{dim}; publish again"
             )
-        return cls(index, parameters)
+        return cls(index, parameters, threads=threads)
 
     def save(self, path: Path) -> None:
         """Write the FAISS file; the parameters belong into the manifest."""
@@ -168,6 +172,8 @@ class ApproximateIndex:
         share = 1.0 if eligible is None else float(np.count_nonzero(eligible[1:])) / (len(eligible) - 1)
         if share == 0.0:
             return [np.empty(0, np.int64)] * len(user_BD)
+        if self._threads:  # OpenMP counts for each calling thread by itself
+            faiss.omp_set_num_threads(self._threads)
         width = self._width(k, share)
         if self.parameters.kind is IndexKind.scan:
             _, id_BK = self._index.search(np.ascontiguousarray(user_BD), min(count, k * width))
@@ -236,8 +242,8 @@ class ApproximateIndex:
             width *= 2
 
 
-def open_index(bundle: Bundle) -> ApproximateIndex | None:
-    """The index of a bundle; None where search is exact."""
+def open_index(bundle: Bundle, *, threads: int = 0) -> ApproximateIndex | None:
+    """The index of a bundle, searched by ``threads``; None where search is exact."""
     try:
         parameters = IndexParameters.from_json(
             {**bundle.manifest.index["parameters"], **bundle.manifest.measured["index"]["tuned"]}
@@ -248,7 +254,9 @@ def open_index(bundle: Bundle) -> ApproximateIndex | None:
         ) from None
     if parameters.kind is IndexKind.exact:
         return None
-    return ApproximateIndex.load(bundle.path / INDEX_FILE, parameters, bundle.video_vectors.shape)
+    return ApproximateIndex.load(
+        bundle.path / INDEX_FILE, parameters, bundle.video_vectors.shape, threads=threads
+    )
 
 
 def recall_of(

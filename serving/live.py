@@ -139,14 +139,15 @@ def load_bundle(
     path: str | Path,
     *,
     device: str = "cpu",
+    threads: int = 0,
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
 ) -> LiveBundle:
     """Open a bundle, check all of it and play its golden requests. Raises :class:`ContractError`.
 
-    ``stage`` is the pipeline's.
+    ``threads`` and ``stage`` are the pipeline's.
     """
     bundle = Bundle.open(path, device=device)
-    pipeline = Pipeline(bundle, stage=stage)
+    pipeline = Pipeline(bundle, threads=threads, stage=stage)
     count = check_golden(pipeline)
     logger.info("bundle %s is whole: %d golden requests as published", bundle.name, count)
     return LiveBundle(
@@ -263,7 +264,7 @@ def _warm_up(live: LiveBundle) -> None:
     nobody = UserRequest(0, UserHistory.empty(), int(time.time() * 1000))
     for together in (1, 8, 1):
         live.pipeline.rank([RankRequest(nobody, k=20)] * together)
-    live.facts.eligible(None)
+    live.facts.warm_up()
 
 
 def _profile_market(bundle: Bundle) -> Callable[[int], str | None]:

@@ -98,8 +98,8 @@ class Pipeline:
 
     ``facts`` are what the hard rules know. ``retriever`` may be changed while it serves: added and
     removed videos count from the next request. A bundle with a ranker scores at least ``candidates``
-    retrieved videos and orders them by ``value`` (None: the bundle's own formula). ``stage(name)`` is
-    entered around ``encode``, ``retrieve`` and ``ranker``.
+    retrieved videos and orders them by ``value`` (None: the bundle's own formula). ``threads`` (0: all
+    cores) search the index together; ``stage(name)`` is entered around ``encode``, ``retrieve``, ``ranker``.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Pipeline:
         *,
         candidates: int = CANDIDATES,
         value: ValueFormula | None = None,
+        threads: int = 0,
         stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ) -> None:
         self.bundle = bundle
@@ -115,9 +116,8 @@ class Pipeline:
         self.value = value
         self._stage = stage
         self._ranking = StepCost()
-        self.retriever = Retriever(
-            bundle.video_vectors, open_index(bundle), device=str(bundle.encoder.device)
-        )
+        index = open_index(bundle, threads=threads)
+        self.retriever = Retriever(bundle.video_vectors, index, device=str(bundle.encoder.device))
         self.facts = CatalogueFacts.of(bundle.videos, bundle.products)
 
     def rank(self, requests: Sequence[RankRequest], *, stages: bool = False) -> list[RankedList]:

@@ -16,6 +16,7 @@ from socket import socket as Socket
 import torch
 import uvicorn
 from fastapi import FastAPI
+from threadpoolctl import threadpool_limits
 
 from data.contract import check_types
 from data.dataset import Dataset, read_info
@@ -76,6 +77,8 @@ def serve(
         log_as_json(worker=number)
     if config.model_threads:
         torch.set_num_threads(config.model_threads)
+        # BLAS would take all cores for every product, and keep them busy while it waits for the next one
+        threadpool_limits(config.model_threads, user_api="blas")
     with (
         closing(open_store(config.store, config.limits())) as store,
         _service(config, store, clock_ms, housekeeping=number == 0) as service,
@@ -99,7 +102,9 @@ def _service(
     """The service on a deployment that follows ``CURRENT``; ``housekeeping`` sweeps the store and logs."""
     tracing = otlp_tracing() if config.traces is Traces.otlp else NoTracing()
     metrics = Metrics(tracing)
-    load = partial(load_bundle, device=_device(config.device), stage=metrics.stage)
+    load = partial(
+        load_bundle, device=_device(config.device), threads=config.model_threads, stage=metrics.stage
+    )
     deployment = Deployment(config.bundles, load, metrics, poll_s=config.poll_s)
     deployment.start()
     secret = None if config.cursor_secret is None else config.cursor_secret.encode()

@@ -236,7 +236,7 @@ class ServeConfig:
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers} must be at least 1")
         if self.model_threads < 0:
-            raise ConfigError(f"model_threads={self.model_threads} is negative; 0 leaves it to PyTorch")
+            raise ConfigError(f"model_threads={self.model_threads} is negative; 0 leaves it to the libraries")
         if self.cursor_secret is not None and len(self.cursor_secret.encode()) < 16:
             raise ConfigError("cursor_secret needs at least 16 characters")
         if self.warm_from is None and (self.warm_until is not None or self.as_of == LOG):
