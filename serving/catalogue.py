@@ -142,7 +142,7 @@ class CatalogueFacts:
         )
 
     def warm_up(self) -> None:
-        """Work out now what is otherwise worked out when it is first asked for: seconds for a million videos."""
+        """Work out now what is otherwise worked out when it is first asked for, which takes seconds."""
         self.recency()
         for market in (None, *self.market_names.ids(range(1, len(self.market_names))).to_pylist()):
             self.eligible(market)
