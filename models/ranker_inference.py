@@ -5,6 +5,7 @@ Axes: B requests, K candidates, T tasks, N catalogue rows.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from models.devices import to_device
 from models.embeddings import FeatureBatch
 from models.heads import expected_order_value, log_probabilities
 from models.ranker import Ranker, Scores, UserState
+from models.ranker_export import ExportedScorer
 from models.ranker_graph import GraphedScorer
 from models.ranker_portable import RankerParts
 from models.sequence import Steps
@@ -58,7 +60,9 @@ class RankerScorer:
     ) -> None:
         self.device = torch.device(device)
         self.model: Ranker = parts.model.to(self.device)
-        self._network = GraphedScorer(self.model) if self.device.type == "cuda" else self.model
+        self._network: Ranker | GraphedScorer | ExportedScorer = (
+            GraphedScorer(self.model) if self.device.type == "cuda" else self.model
+        )
         self.features: RankingFeatures = parts.features
         self.watch_bins = parts.watch_bins
         self.calibration: Calibration = parts.calibration
@@ -79,6 +83,10 @@ class RankerScorer:
     def tasks(self) -> tuple[str, ...]:
         """Tasks that have a head, in contract order."""
         return self.model.shape.tasks
+
+    def use_exported(self, file: Path) -> None:
+        """Score by the package that :func:`models.ranker_export.export_scorer` made of this model."""
+        self._network = ExportedScorer(self.model, file)
 
     def prepare_user(self, request: UserRequest, market: int = 0) -> PreparedUser:
         """The per-user part; ``market`` is a row of the bundle's markets, 0 unknown."""

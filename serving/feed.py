@@ -26,7 +26,9 @@ FIRST_SHOWING = "first_showing"
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """K scored videos, distinct, best first. ``score`` orders them; ``retrieval_score`` found them.
+    """K scored videos, distinct, best first: by ``score``, or as diversity put them.
+
+    ``retrieval_score`` found them.
 
     A video whose source is ``CAMPAIGN`` is there for its campaign alone, and has no other place on a page.
     """

@@ -25,6 +25,7 @@ from models.bundle import CURRENT, Bundle, locate
 from models.ranker_inference import Predictions
 from models.value import ValueFormula
 from serving.catalogue import CatalogueFacts
+from serving.compiled import use_compiled_ranker
 from serving.exact import Rows, Vectors
 from serving.golden import check_golden
 from serving.metrics import Metrics
@@ -57,6 +58,10 @@ class RankingPipeline(Protocol):
 
     def score(self, user: UserRequest, rows: Rows, market: str | None = None) -> Vectors:
         """See :meth:`Pipeline.score`."""
+        ...
+
+    def vectors_of(self, rows: Rows) -> Vectors:
+        """See :meth:`Pipeline.vectors_of`."""
         ...
 
     def predict(self, user: UserRequest, rows: Rows, market: str | None = None) -> Predictions:
@@ -140,13 +145,16 @@ def load_bundle(
     *,
     device: str = "cpu",
     threads: int = 0,
+    compiled: Path | None = None,
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
 ) -> LiveBundle:
     """Open a bundle, check all of it and play its golden requests. Raises :class:`ContractError`.
 
-    ``threads`` and ``stage`` are the pipeline's.
+    ``threads`` and ``stage`` are the pipeline's; ``compiled`` is the folder of :mod:`serving.compiled`.
     """
     bundle = Bundle.open(path, device=device)
+    if compiled is not None:
+        use_compiled_ranker(bundle, compiled, threads=threads)
     pipeline = Pipeline(bundle, threads=threads, stage=stage)
     count = check_golden(pipeline)
     logger.info("bundle %s is whole: %d golden requests as published", bundle.name, count)

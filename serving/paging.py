@@ -15,6 +15,7 @@ from serving.batching import Batcher, DeadlineExceeded
 from serving.campaign_desk import Bid, CampaignDesk
 from serving.campaigns import Campaign
 from serving.cursor import Cursor
+from serving.diversity import diversified
 from serving.exact import Rows
 from serving.exploration import NO_EXPLORATION, ExplorationPreferences
 from serving.feed import CAMPAIGN, Candidates, Page, build_page
@@ -163,6 +164,9 @@ class PageMaker:
                 ranked = self._rank(live, request, visit.deadline)
             with self._metrics.stage("page"):
                 candidates = _candidates(ranked)
+                if diversity := settings.slate.diversity:
+                    vectors_KD = live.pipeline.vectors_of(candidates.row)
+                    candidates = candidates.take(diversified(candidates.score, vectors_KD, diversity))
                 page = build_page(
                     candidates,
                     size,

@@ -160,6 +160,10 @@ class Pipeline:
             raise ValueError("the user encoder returned a vector that is not finite")
         return pair_scores(self.retriever.vectors_of(np.asarray(rows, np.int64)), user_BD[0])
 
+    def vectors_of(self, rows: Rows) -> Vectors:
+        """The towers' vectors float32[K, D] of catalogue rows."""
+        return self.retriever.vectors_of(rows)
+
     @property
     def formula(self) -> ValueFormula | None:
         """The value formula of requests that bring none; None without a ranker."""

@@ -103,7 +103,11 @@ def _service(
     tracing = otlp_tracing() if config.traces is Traces.otlp else NoTracing()
     metrics = Metrics(tracing)
     load = partial(
-        load_bundle, device=_device(config.device), threads=config.model_threads, stage=metrics.stage
+        load_bundle,
+        device=_device(config.device),
+        threads=config.model_threads,
+        compiled=None if config.compiled is None else Path(config.compiled),
+        stage=metrics.stage,
     )
     deployment = Deployment(config.bundles, load, metrics, poll_s=config.poll_s)
     deployment.start()

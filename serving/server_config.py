@@ -74,6 +74,7 @@ class SlateConfig:
     min_shopping_share: float
     max_shopping_share: float
     lookahead: int
+    diversity: float
 
     def preferences(self) -> SlatePreferences:
         """The same as the pages take it."""
@@ -210,6 +211,7 @@ class ServeConfig:
     device: Device
     poll_s: float
     model_threads: int
+    compiled: str | None
     cursor_secret: str | None
     warm_from: str | None
     warm_until: str | None

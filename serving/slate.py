@@ -40,6 +40,7 @@ class SlatePreferences:
     """How many videos of one kind a page may hold (0: any number), and the share of shopping videos.
 
     The shares count the whole page: at least ``ceil(min · page)`` and at most ``floor(max · page)``.
+    ``diversity`` in [0, 1) puts unlike videos first (:mod:`serving.diversity`), before all other preferences.
     """
 
     creator_cap: int
@@ -49,8 +50,11 @@ class SlatePreferences:
     min_shopping_share: float
     max_shopping_share: float
     lookahead: int
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.diversity < 1:
+            raise ValueError(f"diversity {self.diversity} must be in [0, 1)")
         if not 0 <= self.min_shopping_share <= self.max_shopping_share <= 1:
             raise ValueError("needs 0 <= min_shopping_share <= max_shopping_share <= 1")
         if min(self.creator_cap, self.merchant_cap, self.brand_cap, self.product_cap) < 0:

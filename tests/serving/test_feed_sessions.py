@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from serving.exploration import ExplorationPreferences
 from serving.schema import Action as Label
 from serving.schema import ActionEvent, EventsRequest, FeedRequest, FeedResponse, HideScope
-from serving.slate import SlatePreferences
+from serving.slate import NO_PREFERENCES, SlatePreferences
 from serving.state.protocol import DAY_MS
 from tests.serving.fake_world import World, fake_bundle, make_world
 
@@ -132,6 +133,17 @@ def test_candidates_are_fetched_deeper_when_rules_leave_too_few(tmp_path: Path) 
     )
     assert ids(german) == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]  # all there are, but for those out of stock
     world.close()
+
+
+def test_diversity_moves_a_video_down_that_is_like_one_before_it(tmp_path: Path) -> None:
+    # alike are videos with the same last digit: 13 and 23 are copies of 3 to the fake ranker
+    slate = replace(NO_PREFERENCES, diversity=0.5)
+    diverse = make_world(tmp_path, fake_bundle(60), slate=slate, candidates=20)
+    shown = [int(video) for video in ids(ask(diverse, size=14))]
+    assert shown[0] == 5
+    assert len({video % 10 for video in shown[:9]}) == 9  # all kinds but those out of stock
+    assert len(set(shown)) == 14
+    diverse.close()
 
 
 def test_the_market_limits_videos_and_products(tmp_path: Path) -> None:

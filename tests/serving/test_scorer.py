@@ -14,7 +14,10 @@ from data.prepared import Prepared
 from data.ranking_loader import RankingLoader, build_features
 from data.sequences import Sequences
 from models.bundle import Bundle
+from models.ranker_export import can_export
 from models.value import ValueFormula
+from serving import compiled
+from serving.golden import check_golden
 from serving.pipeline import Pipeline, RankRequest, Stage
 
 #: One market is simulated, learnt and published for all of them.
@@ -205,3 +208,28 @@ def test_replay_writes_what_evaluation_reads(market, bundle):
     shopreel.run_command(
         "evaluate", [f"predictions={market}/replay/predictions.parquet", f"out={market}/report"]
     )
+
+
+@pytest.mark.skipif(not can_export(), reason="no C++ compiler to compile the ranker with")
+def test_a_compiled_ranker_says_the_same_and_is_compiled_once(market, tmp_path, monkeypatch):
+    eager, other = Bundle.open(market / "bundles"), Bundle.open(market / "bundles")
+    assert compiled.use_compiled_ranker(other, tmp_path, threads=1)
+    (_,) = tmp_path.glob("bundle-*.pt2")
+    monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compiled.use_compiled_ranker(Bundle.open(market / "bundles"), tmp_path, threads=1)
+    check_golden(Pipeline(other))
+    request = max(requests_with_history(market, 2)[0], key=lambda r: len(r.history))
+    rows = np.arange(len(eager.catalogue))
+    said, meant = (b.ranker.score(b.ranker.prepare_user(request), rows) for b in (other, eager))
+    np.testing.assert_allclose(said.value, meant.value, atol=1e-4)
+    assert not np.array_equal(said.value, meant.value)  # other code, other rounding
+
+
+def test_a_ranker_that_cannot_be_compiled_stays_as_it_is(market, tmp_path, monkeypatch, caplog):
+    bundle = Bundle.open(market / "bundles")
+    monkeypatch.setattr(compiled, "can_export", lambda: True)
+    monkeypatch.setattr(compiled.sys, "executable", "/bin/false")
+    assert not compiled.use_compiled_ranker(bundle, tmp_path, threads=1)
+    assert "the ranker is not compiled" in caplog.text
+    assert not list(tmp_path.glob("*.pt2"))
+    check_golden(Pipeline(bundle))
