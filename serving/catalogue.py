@@ -94,6 +94,7 @@ class CatalogueFacts:
     products: ProductFacts
     product_rows: ListColumn
     product_ids: pa.Array
+    _market_code: dict[str | None, int] | None = None
     _by_market: dict[int, tuple[Mask, Mask]] = field(default_factory=dict)
     _recency: Recency | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -187,8 +188,11 @@ class CatalogueFacts:
             return self._recency
 
     def _masks(self, market: str | None) -> tuple[Mask, Mask]:
-        code = 0 if market is None else int(self.market_names.rows([market])[0]) or NO_SUCH
         with self._lock:
+            if self._market_code is None:  # asked for every product of a page
+                names = self.market_names.ids(np.arange(len(self.market_names))).to_pylist()
+                self._market_code = {name: code for code, name in enumerate(names)}
+            code = self._market_code.get(market, NO_SUCH)
             found = self._by_market.get(code)
             if found is None:
                 found = self._by_market[code] = self._make_masks(code)
