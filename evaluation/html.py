@@ -201,6 +201,14 @@ def _predictions(report: Report) -> str:
         if curves:
             caption = "15 bins of equal mass; on the dashed line a predicted 10 % happens 10 % of the time"
             figures.append(figure(f"Reliability of {task}", caption, plots.reliability(curves, task)))
+    if report.value_curves:
+        caption = (
+            "shares held by the better half of every request, from watch time alone to order value alone; "
+            "the numbers are seconds that a mean order is worth"
+        )
+        figures.append(
+            figure("Watch time against order value", caption, plots.value_curves(report.value_curves))
+        )
     table = estimate_table(report.predictions, "")
     pictures = f'<div class="figures">{"".join(figures)}</div>'
     return f'<h2>Predictions</h2>{pictures}<div class="sheet below">{table}</div>'

@@ -9,6 +9,7 @@ from evaluation.comparison import Difference, p_text
 from evaluation.outcomes import Tradeoff
 from evaluation.ranking_study import StageStudy
 from evaluation.svg import WIDTH, Axes, Canvas, linear, short, ticks
+from evaluation.value_curve import ValuePoint
 from evaluation.waterfall import STEPS
 
 PALETTE = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
@@ -190,6 +191,31 @@ def tradeoff_plot(found: Tradeoff) -> str:
         canvas.dot(axes.x(x), axes.y(y), colour, 5.5, f"{', '.join(names)}: {x:.4g} s, {y:.4g} {named}")
         legend.append((" = ".join(names), colour))
     return _legend(legend) + str(canvas)
+
+
+def value_curves(curves: Mapping[str, Sequence[ValuePoint]]) -> str:
+    """Share of watch time against share of order value, a line per table over the formula's weights."""
+    points = [point for curve in curves.values() for point in curve]
+    canvas = Canvas(270, "watch time against order value over the weights of the value formula")
+    axes = Axes(
+        canvas, _range(point.watch for point in points), _range(point.order_value for point in points),
+        x_title="share of watch time", y_title="share of order value",
+    )  # fmt: skip
+    for index, (name, curve) in enumerate(curves.items()):
+        colour = colour_of(index)
+        for point in curve:
+            x, y = axes.x(point.watch.value), axes.y(point.order_value.value)
+            canvas.path([(axes.x(point.watch.low), y), (axes.x(point.watch.high), y)], NEUTRAL, 1)
+            canvas.path([(x, axes.y(point.order_value.low)), (x, axes.y(point.order_value.high))], NEUTRAL, 1)
+        canvas.path([(axes.x(p.watch.value), axes.y(p.order_value.value)) for p in curve], colour)
+        for point in curve:
+            x, y = axes.x(point.watch.value), axes.y(point.order_value.value)
+            weight = "∞" if math.isinf(point.seconds_per_order) else f"{point.seconds_per_order:.3g}"
+            shares = f"{point.watch.value:.3f} of watch time, {point.order_value.value:.3f} of order value"
+            title = f"{name}: {weight} s an order, {shares}"
+            canvas.dot(x, y, colour, 3.6, title)
+            canvas.text(x + 6, y - 5, weight, style="q")
+    return _legend([(name, colour_of(i)) for i, name in enumerate(curves)]) + str(canvas)
 
 
 def _range(values: Iterable[Estimate]) -> tuple[float, float]:

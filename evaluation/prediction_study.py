@@ -17,6 +17,7 @@ from evaluation.predictions import Measured, Predictions, measure, open_predicti
 from evaluation.ranking_study import Comparison
 from evaluation.report import Report
 from evaluation.slices import simpson
+from evaluation.value_curve import value_curve
 
 #: A column of the predictions table with more values than this is not cut.
 MAX_SLICE_VALUES = 12
@@ -36,6 +37,9 @@ def study_predictions(config: EvaluateConfig, opened: dict[str, Predictions], re
         found[name] = measure(data, config.cutoffs, replicates=config.replicates, seed=config.seed)
         report.predictions[name] = found[name].estimates
         report.reliability[name] = found[name].reliability
+        curve = value_curve(data, replicates=config.replicates, seed=config.seed)
+        if curve:
+            report.value_curves[name] = curve
         report.protocol.warnings += [*data.warnings, *found[name].warnings]
         report.protocol.facts.setdefault("predictions", {})[name] = {
             "path": data.path,

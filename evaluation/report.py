@@ -14,6 +14,7 @@ from evaluation.policy_study import OffPolicyStudy
 from evaluation.protocol import Protocol
 from evaluation.ranking_study import Comparison, StageStudy
 from evaluation.slices import SliceValue
+from evaluation.value_curve import ValuePoint
 
 SCHEMA_VERSION = 1
 Metrics = dict[str, Estimate]
@@ -40,6 +41,7 @@ class Report:
     prediction_slices: dict[str, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, Estimate]]] = field(default_factory=dict)
     tradeoff: Tradeoff | None = None
+    value_curves: dict[str, list[ValuePoint]] = field(default_factory=dict)
     beyond: dict[str, Metrics] = field(default_factory=dict)
     off_policy: OffPolicyStudy | None = None
     experiment: ExperimentStudy | None = None
@@ -70,6 +72,7 @@ class Report:
             "reliability": plain(self.reliability),
             "recall_curves": plain(self.curves),
             "tradeoff": plain(self.tradeoff),
+            "value_curves": plain(self.value_curves),
             "comparisons": plain(self.comparisons),
             "stages": plain(self.stages),
             "off_policy": plain(self.off_policy),
