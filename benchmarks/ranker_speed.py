@@ -43,7 +43,9 @@ def main(
         Path(run) / "model", prepared.video_table, prepared.video_raw, spec_hash=prepared.spec.hash,
         user_table=prepared.user_table,
     )  # fmt: skip
-    parts.features.spec = replace(parts.features.spec, max_steps=steps)  # no parameter depends on it
+    # no parameter depends on the length of the history
+    parts.features.spec = replace(parts.features.spec, max_steps=steps)
+    parts.model.shape = replace(parts.model.shape, attention_steps=steps)
     scorer = RankerScorer(parts, prepared.video_table, prepared.user_table)
     request = _longest(prepared, steps)
     rows = np.random.default_rng(0).integers(1, len(prepared.catalogue), candidates)
@@ -94,7 +96,7 @@ def main(
 
 def operations(shape: RankerShape, steps: int, video_width: int) -> int:
     """Multiplications and additions in the matrix products of one candidate."""
-    candidate = video_width + 2 * shape.dim + shape.candidate_statistics
+    candidate = video_width + 2 * shape.dim + shape.tastes + shape.candidate_statistics
     tasks = len(shape.tasks)
     heads = tasks + (shape.watch_bins > 0) + shape.order_value
     return 2 * (
@@ -104,6 +106,7 @@ def operations(shape: RankerShape, steps: int, video_width: int) -> int:
         + heads * shape.experts * shape.hidden
         + shape.hidden * (tasks + max(shape.watch_bins - 1, 0) + 2 * shape.order_value)
         + 2 * shape.dim * (shape.dim + steps + 1)
+        + shape.dim * shape.tastes
     )
 
 

@@ -53,9 +53,15 @@ class DecayedCounts:
             state[now] += state[now - 1] * np.exp2(-gap / half_life_days)[:, None]
         return cls(half_life_days, key, state.astype(np.float32))
 
-    def before(self, entity: I64, day: I64) -> F32:
-        """Counts ``[E, C]`` of the days before ``day``, decayed to the day before it; zeros where none."""
-        return counts_before([self], entity, day)[0]
+    def before(self, entity: I64, day: I64, channels: Sequence[int] | None = None) -> F32:
+        """Counts ``[E, C]`` of the days before ``day``, decayed to the day before it; zeros where none.
+
+        ``channels`` picks some of them.
+        """
+        table = self
+        if channels is not None:
+            table = DecayedCounts(self.half_life_days, self.key, self.state[:, list(channels)])
+        return counts_before([table], entity, day)[0]
 
     def since(self, day: int) -> "DecayedCounts":
         """What lookups of ``day`` and later can still reach."""

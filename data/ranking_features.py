@@ -28,6 +28,8 @@ USER_PRIOR, MATCH_PRIOR, ENTITY_PRIOR = 4.0, 3.0, 20.0
 RECENT_STEPS, SESSION_MS = 8.0, 30 * 60_000
 #: Strength of the belief that a user pays the middle price, in shopping steps.
 PRICE_PRIOR = 2.0
+#: No outcome is expected for surer than this.
+MAX_EXPECTED = 0.95
 #: Watch time over duration is counted up to this.
 MAX_WATCH_RATIO = 4.0
 
@@ -167,7 +169,7 @@ def candidate_statistics(
         parts.append(_entities(video_BK, spec.day(requests.time_ms), keys, counts, spec))
     parts += _product_side(requests, outcome_BSC, video_BK, keys, spec)
     if spec.content:
-        parts.append(_taste_fit(requests, outcome_BSC, video_BK, keys, spec, own_BT))
+        parts.append(_taste_fit(requests, outcome_BSC, video_BK, keys, counts, spec, own_BT))
     duration, publish = keys.duration_ms[video_BK], keys.publish_time_ms[video_BK]
     age_days = np.maximum(requests.time_ms[:, None] - publish, 0) / DAY_MS
     age_known = (publish >= 0) & spec.use_time
@@ -250,12 +252,24 @@ def _entities(
 
 
 def _taste_fit(
-    requests: Requests, outcome_BSC: F32, video_BK: I64, keys: CatalogueKeys, spec: RankingSpec, own_BT: F32
-) -> F32:
-    """How far each candidate's content lies along what the user took to, and what was shown ``[B, K, R]``."""
+    requests: Requests, outcome_BSC: F32, video_BK: I64, keys: CatalogueKeys,
+    counts: dict[str, list[DecayedCounts]], spec: RankingSpec, own_BT: F32,
+) -> F32:  # fmt: skip
+    """How far each candidate's content lies along what the user took to, and what was shown ``[B, K, R]``.
+
+    Taking to a video that all take to says little: an outcome counts less the user's rate times the video's
+    over the log's.
+    """
     chosen = [spec.tasks.index(task) for task in spec.regressed]
     known = [len(spec.tasks) + place for place in chosen]
-    residual_BSR = (outcome_BSC[..., chosen] - own_BT[:, None, chosen]) * outcome_BSC[..., known]
+    expected_BSR = own_BT[:, None, chosen]
+    if "video_id" in spec.counted:
+        day_BS = np.broadcast_to(spec.day(requests.time_ms)[:, None], requests.video.shape)
+        sum_EX = counts["video_id"][-1].before(requests.video.reshape(-1), day_BS.reshape(-1), chosen + known)
+        base_R = np.array(spec.base_rate, np.float32)[chosen]
+        ratio_ER = _rate(sum_EX[:, : len(chosen)], sum_EX[:, len(chosen) :], base_R, ENTITY_PRIOR) / base_R
+        expected_BSR = np.minimum(expected_BSR * ratio_ER.reshape(*requests.video.shape, -1), MAX_EXPECTED)
+    residual_BSR = (outcome_BSC[..., chosen] - expected_BSR) * outcome_BSC[..., known]
     taste_BRE = taste_vectors(keys.content_NE[requests.video], residual_BSR, requests.length)
     fit_BKR = keys.content_NE[video_BK] @ taste_BRE.transpose(0, 2, 1)
     usual_B1R = taste_BRE[:, -1:] @ taste_BRE.transpose(0, 2, 1)

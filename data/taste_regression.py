@@ -16,7 +16,7 @@ F32 = npt.NDArray[np.float32]
 #: Wider contents are projected onto so many random directions, which keeps angles roughly.
 MAX_WIDTH = 48
 #: Strength of the belief in no taste: the variance of an outcome over that of a taste's coefficient.
-RIDGE = 8.0
+RIDGE = 16.0
 
 
 def content_directions(videos: EncodedTable) -> F32:

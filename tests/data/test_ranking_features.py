@@ -26,7 +26,7 @@ def test_a_planted_taste_is_found_and_no_history_has_none():
     for user, most in ((0, 0.97), (1, 0.9)):
         cosine = found[user, 0] @ taste / np.linalg.norm(found[user, 0]) / np.linalg.norm(taste)
         assert cosine > most
-    np.testing.assert_allclose(found[1, 1], content[1].sum(0) / 58, rtol=1e-4)
+    np.testing.assert_allclose(found[1, 1], content[1].sum(0) / 66, rtol=1e-4)
     assert (
         taste_vectors(np.zeros((1, 3, 8), np.float32), np.zeros((1, 3, 1), np.float32), np.zeros(1, int)) == 0
     ).all()
