@@ -1,4 +1,4 @@
-"""Microseconds per candidate of the ranker: features, network, calibration and value; eager and exported.
+"""Microseconds per candidate of the ranker: numbers, network, calibration, value; eager, int8 and exported.
 
     python benchmarks/ranker_speed.py PREPARED RUN [candidates] [steps] [repeats] [wall|cpu]
 
@@ -10,6 +10,7 @@ rate is measured in between, and the share of the time that the model's matrix p
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,14 @@ import torch
 
 from data.history import UserHistory, UserRequest
 from data.prepared import Prepared
+from data.ranking_loader import RankingLoader
 from data.sequences import Sequences
-from models.ranker import RankerShape
+from models.ranker import Ranker, RankerShape
 from models.ranker_export import ExportedScorer, can_export, export_scorer
 from models.ranker_inference import RankerScorer
 from models.ranker_portable import load_ranker
+from training.ranking_objective import labels_of
+from training.ranking_validation import auc
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
@@ -77,6 +81,11 @@ def main(
         f"{work / rate * 1e6 / per['all']:.0%} of the time",
         flush=True,
     )
+    with torch.inference_mode():
+        small = quantised(scorer.model)
+        fast = _seconds(lambda: small.score(user.state, video, statistics_1KG), repeats, now)
+    said = moved(prepared, scorer, small)
+    print(f"int8: network {fast / candidates * 1e6:.1f} µs per candidate; validation AUC {said}", flush=True)
     if not can_export():
         print("exported: no C++ compiler here")
         return
@@ -92,6 +101,39 @@ def main(
             f"exported: network {fast / candidates * 1e6:.1f} µs per candidate, logits within {apart:.1e}, "
             f"compiled in {took:.0f} s"
         )
+
+
+def quantised(model: Ranker) -> Ranker:
+    """The model with int8 weights in its linear layers, whose inputs are scaled as they come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces a successor
+        small: Ranker = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    return small
+
+
+def moved(prepared: Prepared, scorer: RankerScorer, small: Ranker) -> str:
+    """By how much each head's validation AUC differs with ``small`` for the per-candidate part."""
+    loader = RankingLoader(
+        prepared, scorer.features, split=1, batch_size=4096, seed=0, shuffle=False
+    )  # fmt: skip
+    large, said = scorer.model, []
+    for model in (large, small):
+        parts = []
+        for batch in loader.epoch():
+            user = scorer._prepare(batch.requests)
+            video = scorer.video_ND[torch.from_numpy(batch.video_B[:, None])]
+            statistics = torch.from_numpy(batch.candidate_statistics_BG[:, None])
+            with torch.inference_mode():
+                scores = model.score(user.state, video, statistics)
+                parts.append((scorer._read(scores, batch.video_B)[0], *labels_of(batch, scorer.tasks)))
+        said.append([np.concatenate(column) for column in zip(*parts, strict=True)])
+    found = []
+    for place, task in enumerate(scorer.tasks):
+        true, known = said[0][1][:, place], said[0][2][:, place]
+        if 0 < true[known].sum() < known.sum():
+            one, other = (auc(p[known, place], true[known]) for p, _, _ in said)
+            found.append(f"{task} {other - one:+.4f}")
+    return ", ".join(found)
 
 
 def operations(shape: RankerShape, steps: int, video_width: int) -> int:

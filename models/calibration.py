@@ -14,7 +14,7 @@ F64 = npt.NDArray[np.float64]
 #: Positives and negatives below which a fit is not trusted: of a task, of a market's own bias.
 MIN_TASK, MIN_MARKET = 20, 50
 #: Strength of the belief that a head needs no calibration: one over the variance expected of slope and bias.
-IDENTITY_PRIOR = 30.0
+IDENTITY_PRIOR = 400.0
 #: Purchases of a market that weigh as much as what all markets have in common.
 ORDER_PRIOR = 100.0
 _NO_KNOTS: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
@@ -46,8 +46,8 @@ class Calibration:
         """Maximum likelihood on held-out impressions; tasks with too few outcomes stay as they are.
 
         A market with at least ``MIN_MARKET`` outcomes of either kind gets a bias of its own, drawn towards
-        the common one by as much as chance alone would spread markets (empirical Bayes); the others the
-        common one.
+        the common one unless markets differ by far more than chance would have it (empirical Bayes); the
+        others the common one.
         """
         slopes, biases, knots = [], [], []
         for task in range(p_ET.shape[1]):
@@ -138,10 +138,12 @@ def _logit(p: F64) -> F64:
 
 def _platt(logit_E: F64, true_E: F64) -> tuple[float, float]:
     """Slope and bias by Newton's method; a slope that would not be positive falls back to bias alone."""
-    x = np.stack([logit_E, np.ones_like(logit_E)], axis=1)
+    # around the mean logit, or else the belief about the slope would say nothing of a rare head's bias
+    middle = float(logit_E.mean())
+    x = np.stack([logit_E - middle, np.ones_like(logit_E)], axis=1)
     weight = np.array([1.0, 0.0])
     for _ in range(50):
-        p = 1.0 / (1.0 + np.exp(-np.clip(x @ weight, -35, 35)))
+        p = 1.0 / (1.0 + np.exp(-np.clip(x @ weight + middle, -35, 35)))
         gradient = x.T @ (p - true_E) + IDENTITY_PRIOR * (weight - (1.0, 0.0))
         hessian = (x * (p * (1 - p))[:, None]).T @ x + IDENTITY_PRIOR * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
@@ -150,7 +152,7 @@ def _platt(logit_E: F64, true_E: F64) -> tuple[float, float]:
             break
     if not weight[0] > 0.05:
         return 1.0, _bias(logit_E, true_E, 0.0)
-    return float(weight[0]), float(weight[1])
+    return float(weight[0]), float(weight[1] + middle * (1.0 - weight[0]))
 
 
 def _isotonic(logit_E: F64, true_E: F64) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -185,9 +187,11 @@ def _market_biases(
             p = 1.0 / (1.0 + np.exp(-(logit_E[here] + found[market])))
             error[market] = 1.0 / float((p * (1 - p)).sum())
     bias = np.full(markets, common)
-    if found:
+    if len(found) > 1:
         apart = np.array([found[market] - common for market in found])
-        spread = max(float((apart**2 - np.array(list(error.values()))).mean()), 0.0)
+        # beyond two standard errors, and never less than what a head is believed to be off by
+        spread = float((apart**2 - 4.0 * np.array(list(error.values()))).mean())
+        spread = max(spread, 1.0 / IDENTITY_PRIOR)
         for market, own in found.items():
             bias[market] = common + (own - common) * spread / (spread + error[market])
     return bias

@@ -153,6 +153,8 @@ class Ranker(nn.Module):
         self.watch_out = nn.Linear(shape.hidden, shape.watch_bins - 1) if shape.watch_bins else None
         self.order_out = nn.Linear(shape.hidden, 2) if shape.order_value else None
         if self.order_out is not None:
+            self.order_statistics = nn.Linear(shape.candidate_statistics, 2, bias=False)
+            nn.init.zeros_(self.order_statistics.weight)
             nn.init.normal_(self.order_out.weight, std=0.01)
             nn.init.zeros_(self.order_out.bias)
             # mean per market (currencies differ) and spread of the logarithm of training's order values:
@@ -226,15 +228,21 @@ class Ranker(nn.Module):
         if position_BK is not None:
             logit = logit + self.position_embedding((position_BK + 1).clamp(0, self.shape.positions))
         watch = self.watch_out(mixed[..., tasks, :]) if self.watch_out is not None else None
-        order = self._order(mixed[..., -1, :], user.order_mean_B) if self.order_out is not None else None
+        order = (
+            self._order(mixed[..., -1, :], statistics_BKG, user.order_mean_B)
+            if self.order_out is not None
+            else None
+        )
         return Scores(logit, watch, order)
 
-    def _order(self, mixed_BKH: Tensor, mean_B: Tensor) -> Tensor:
+    def _order(self, mixed_BKH: Tensor, statistics_BKG: Tensor, mean_B: Tensor) -> Tensor:
         """Mean and log spread of the logarithm of an order's value ``[B, K, 2]``, near those of training: few
-        impressions teach this head, and it is read on all of them.
+        impressions teach this head, and it is read on all of them. So it reads what the other heads have
+        made and shapes none of it, which would fit those few by heart.
         """
         assert self.order_out is not None
-        apart_BK2 = MAX_ORDER * torch.tanh(self.order_out(mixed_BKH).to(self.order_mean.dtype) / MAX_ORDER)
+        apart_BK2 = self.order_out(mixed_BKH.detach()) + self.order_statistics(statistics_BKG)
+        apart_BK2 = MAX_ORDER * torch.tanh(apart_BK2.to(self.order_mean.dtype) / MAX_ORDER)
         mu = mean_B[:, None] + self.order_scale * apart_BK2[..., 0]
         return torch.stack([mu, self.order_scale.log() + apart_BK2[..., 1].clamp_max(0.5)], dim=-1)
 

@@ -105,7 +105,7 @@ def test_every_heads_loss_reaches_what_is_shared(coin_world):
     shared = ("videos.out", "attention.query", "attention.key_value", "user_first", "candidate_first",
               "cross.down.0", "cross.up.1", "experts.experts", "experts.gates", "surface_embedding",
               "outcome", "recency_embedding")  # fmt: skip
-    for head in heads:
+    for head in heads[:-1]:
         model.zero_grad()
         objective.losses(model, batch)[head].backward()
         silent = [
@@ -114,6 +114,11 @@ def test_every_heads_loss_reaches_what_is_shared(coin_world):
             if name.startswith(shared) and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
         ]
         assert not silent, f"{head} teaches nothing to {', '.join(silent)}"
+    # few impressions know an order's value: it must not bend what all heads read
+    model.zero_grad()
+    objective.losses(model, batch)["order_value"].backward()
+    taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert taught == {"order_out.weight", "order_out.bias", "order_statistics.weight"}
 
 
 def test_positions_are_a_bias_of_training_alone(coin_world):
@@ -139,7 +144,8 @@ def test_before_its_first_step_every_head_says_its_base_rate(coin_world):
     logs = np.log(np.arange(100, 900))
     assert float(model.order_mean[0]) == pytest.approx(logs.mean(), rel=0.02)
     assert float(model.order_scale) == pytest.approx(logs.std(), rel=0.05)
-    wild = model._order(torch.full((1, 1, settings.hidden), 1e6), model.order_mean[:1]).detach()
+    statistics = torch.zeros(1, 1, model.shape.candidate_statistics)
+    wild = model._order(torch.full((1, 1, settings.hidden), 1e6), statistics, model.order_mean[:1]).detach()
     assert torch.isfinite(wild).all()
     assert float(wild[0, 0, 0]) <= logs.mean() + 2.1 * logs.std()
 
