@@ -29,12 +29,13 @@ POSITIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Said and true numbers of E test impressions, by name; ``market`` is a row of the bundle's markets."""
+    """Said and true numbers of E test impressions, by name, and the rows of each one's market and user."""
 
     said: dict[str, np.ndarray]
     true: dict[str, np.ndarray]
     averaged: dict[str, np.ndarray]
     market: np.ndarray
+    user: np.ndarray
 
 
 class FirstDay(RankingLoader):
@@ -68,7 +69,7 @@ def compare(dataset: str, prepared: Prepared, run: str) -> Comparison:
         seen = np.bincount(np.maximum(batch.position_B, 0), minlength=POSITIONS) / batch.examples
         each = [ask(position=position) for position in range(POSITIONS)]
         averaged = {name: sum(w * e[name] for w, e in zip(seen, each, strict=True)) for name in tasks}
-        blocks.append((numbers, ask(position=batch.position_B), averaged, requests.market))
+        blocks.append((numbers, ask(position=batch.position_B), averaged, requests.market, requests.user_row))
 
     def joined(place: int) -> dict[str, np.ndarray]:
         return {
@@ -77,7 +78,8 @@ def compare(dataset: str, prepared: Prepared, run: str) -> Comparison:
             if blocks[0][place][name] is not None
         }
 
-    return Comparison(joined(0), joined(1), joined(2), np.concatenate([block[3] for block in blocks]))
+    market, user = (np.concatenate([block[place] for block in blocks]) for place in (3, 4))
+    return Comparison(joined(0), joined(1), joined(2), market, user)
 
 
 def cross_entropy(true: np.ndarray, said: np.ndarray) -> float:
@@ -89,6 +91,15 @@ def cross_entropy(true: np.ndarray, said: np.ndarray) -> float:
 def calibration_gap(true: np.ndarray, said: np.ndarray, bins: int = 20) -> float:
     """Expected calibration error against true probabilities, over bins of equal size of ``said``."""
     return calibration_error(said, true, bins)
+
+
+def bias_interval(said: np.ndarray, true: np.ndarray, user: np.ndarray, draws: int = 2000) -> np.ndarray:
+    """95 % interval of Σ said / Σ true − 1 over draws of the users, who differ in what no log has shown."""
+    place = np.unique(user, return_inverse=True)[1]
+    sums = np.stack([np.bincount(place, x) for x in (said, true)], axis=1)
+    times = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws)
+    drawn = times @ sums
+    return np.quantile(drawn[:, 0] / drawn[:, 1] - 1, [0.025, 0.975])
 
 
 def main(dataset: str, prepared_path: str, run: str) -> None:
@@ -104,7 +115,10 @@ def main(dataset: str, prepared_path: str, run: str) -> None:
         if name in ("watch_ms", "order_value_minor"):
             bias = [said[found.market == m].mean() / true[found.market == m].mean() - 1 for m in markets]
             by_market = " ".join(f"{names[m]} {b:+.1%}" for m, b in zip(markets, bias, strict=True))
-            print(f"{name:16} bias {said.mean() / true.mean() - 1:+.2%}  {by_market}")
+            low, high = bias_interval(said, true, found.user)
+            print(
+                f"{name:16} bias {said.mean() / true.mean() - 1:+.2%} ({low:+.1%} … {high:+.1%})  {by_market}"
+            )
             continue
         best, reached = cross_entropy(true, true), cross_entropy(true, said)
         fair = cross_entropy(averaged, said) / cross_entropy(averaged, averaged) - 1

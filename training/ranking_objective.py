@@ -105,13 +105,18 @@ class RankingObjective:
         return losses
 
     def hide_ids(self, features: FeatureBatch) -> FeatureBatch:
-        """Rare values are learnt by heart within an epoch or two: only a share of them is shown."""
+        """Rare values are learnt by heart within an epoch or two: only a share of the rows shows theirs.
+
+        A row shows all or none of them. At serving all are shown, and a model that had never seen that would
+        add up effects that it has learnt one at a time.
+        """
         if self.recipe.id_dropout == 0:
             return features
         bags = dict(features.bags)
-        for name in self.rare & set(bags):
+        hidden_N = torch.rand(features.size, device=self.device) < self.recipe.id_dropout
+        for name in sorted(self.rare & set(bags)):
             values, offsets = bags[name]
-            hidden = torch.rand(values.shape, device=values.device) < self.recipe.id_dropout
+            hidden = torch.repeat_interleave(hidden_N, offsets.diff(), output_size=len(values))
             bags[name] = (values.masked_fill(hidden, 0), offsets)
         return FeatureBatch(bags, features.dense, features.size)
 

@@ -162,6 +162,11 @@ def test_values_of_large_features_are_hidden_in_the_stated_share(coin_world):
     shown = {name: (values > 0).float().mean() for name, (values, _) in hidden.bags.items()}
     assert float(shown["video_id"]) == pytest.approx(0.3, abs=0.03)
     assert float(shown["video_creator_id"]) == 1.0
+    # a row shows all of them or none
+    objective.rare |= {"video_creator_id"}
+    hidden = objective.hide_ids(table)
+    videos, creators = (hidden.bags[name][0] > 0 for name in ("video_id", "video_creator_id"))
+    assert torch.equal(videos, creators)
 
 
 def test_auc_counts_ties_half():
