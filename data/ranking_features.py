@@ -268,7 +268,9 @@ def _taste_fit(
         sum_EX = counts["video_id"][-1].before(requests.video.reshape(-1), day_BS.reshape(-1), chosen + known)
         base_R = np.array(spec.base_rate, np.float32)[chosen]
         ratio_ER = _rate(sum_EX[:, : len(chosen)], sum_EX[:, len(chosen) :], base_R, ENTITY_PRIOR) / base_R
-        expected_BSR = np.minimum(expected_BSR * ratio_ER.reshape(*requests.video.shape, -1), MAX_EXPECTED)
+        expected_BSR = np.minimum(
+            expected_BSR * ratio_ER.reshape(*requests.video.shape, len(chosen)), MAX_EXPECTED
+        )
     residual_BSR = (outcome_BSC[..., chosen] - expected_BSR) * outcome_BSC[..., known]
     taste_BRE = taste_vectors(keys.content_NE[requests.video], residual_BSR, requests.length)
     fit_BKR = keys.content_NE[video_BK] @ taste_BRE.transpose(0, 2, 1)
