@@ -3,7 +3,10 @@
 Order is a pure function of (seed, epoch): shards are permuted, windows are permuted inside a shard and
 batched by similar length, so the position ``(epoch, shard, batch)`` is the whole state.
 
-Axes: B windows, S steps (padded at the end), P positives, V candidate videos.
+A *query* is a moment of a history, and its target is what the user engaged with next. Of a log without order
+a few moments of a fresh random order are queries, and everything that the order puts after one is its target.
+
+Axes: B windows, S steps (padded at the end), Q queries, P targets, V candidate videos.
 """
 
 from collections.abc import Iterator
@@ -17,10 +20,16 @@ from data.prepared import Prepared
 from data.sequences import Sequences, Windows, cut_windows
 from data.targets import TargetWeights
 
+#: Queries of a set in one epoch.
+SET_QUERIES = 4
+
 
 @dataclass(slots=True)
 class Batch:
     """One training step. History videos and targets index ``video_rows`` (catalogue rows, ``[V]``).
+
+    Query q stands in window ``query_window_Q[q]`` after ``query_position_Q[q]`` steps, and owns the targets
+    ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next.
 
     ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
     loader's ``population``. Padding steps carry index 0.
@@ -34,9 +43,10 @@ class Batch:
     known_BS: np.ndarray
     watch_ms_BS: np.ndarray
     surface_BS: np.ndarray
-    target_window_P: np.ndarray
-    target_position_P: np.ndarray
-    target_time_ms_P: np.ndarray
+    query_window_Q: np.ndarray
+    query_position_Q: np.ndarray
+    query_time_ms_Q: np.ndarray
+    target_offsets: np.ndarray
     target_video_P: np.ndarray
     target_weight_P: np.ndarray
     video_rows: np.ndarray
@@ -44,8 +54,13 @@ class Batch:
 
     @property
     def examples(self) -> int:
-        """Number of positives."""
-        return len(self.target_video_P)
+        """Number of queries."""
+        return len(self.query_window_Q)
+
+    @property
+    def query_of_target_P(self) -> np.ndarray:
+        """The query of each target, ascending."""
+        return np.repeat(np.arange(self.examples), np.diff(self.target_offsets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,7 @@ class SequenceLoader:
 
     ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes every video that
     training ever showed as candidate (full softmax), else that many uniform negatives among them beside
-    the batch's own positives.
+    the batch's own next videos. ``splits`` is 1 for training, 2 for training and validation together.
     """
 
     def __init__(
@@ -74,6 +89,7 @@ class SequenceLoader:
         max_steps: int,
         n_uniform: int | None,
         seed: int,
+        splits: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -85,8 +101,9 @@ class SequenceLoader:
         self.rank, self.world = rank, world
         self.position = LoaderPosition()
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
-        self.targets_total, positive_weight = self._count()
-        shown = np.flatnonzero(prepared.video_train_count)
+        self.splits = splits
+        self.queries_total, positive_weight, shown_count = self._count()
+        shown = np.flatnonzero(shown_count)
         #: What full softmax ranks: the unknown row, then every video that training ever showed.
         self.population = np.concatenate([[0], shown[shown > 0]])
         self._index_of = np.zeros(len(prepared.catalogue), np.int64)
@@ -111,27 +128,38 @@ class SequenceLoader:
             self.position = LoaderPosition(epoch, place + 1, 0)
         self.position = LoaderPosition(epoch + 1, 0, 0)
 
-    def _count(self) -> tuple[int, np.ndarray]:
-        """Training targets, and the number of them per catalogue row (all ranks together)."""
-        total, per_video = 0, np.zeros(len(self.prepared.catalogue), np.float64)
+    def _count(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Queries of an epoch; how often each catalogue row is what came next, and how often it was shown
+        (all ranks together).
+        """
+        rows = len(self.prepared.catalogue)
+        total, per_video, shown = 0, np.zeros(rows, np.float64), np.zeros(rows, np.int64)
         for shard in self.prepared.shards:
             sequences = Sequences.read(shard)
+            video = sequences.examples["example_video"]
+            trained = sequences.examples["example_split"] < self.splits
+            shown += np.bincount(video[trained], minlength=rows)
             keep, _ = self._positives(sequences)
-            total += len(keep)
-            per_video += np.bincount(sequences.examples["example_video"][keep], minlength=len(per_video))
+            often = np.ones(len(keep))
+            if not self.ordered:
+                row = sequences.example_rows()[keep]
+                size = np.bincount(row, minlength=sequences.num_rows)
+                often = (np.minimum(size, SET_QUERIES) / np.maximum(size, 1))[row]
+            total += round(often.sum())
+            per_video += np.bincount(video[keep], often, rows)
         if total == 0:
             names = ", ".join(sorted(self.weights.labels)) or "none"
             raise ValueError(
                 f"{self.prepared.path}: no training impression has a label that targets weigh ({names}); "
                 "set target.weights for a label of this log, or target.impression above 0"
             )
-        return total, per_video
+        return total, per_video, shown
 
     def _positives(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
         examples = sequences.examples
         weight = self.weights.of(examples["example_true"])
         keep = np.flatnonzero(
-            (examples["example_split"] == 0) & (weight > 0) & (examples["example_video"] > 0)
+            (examples["example_split"] < self.splits) & (weight > 0) & (examples["example_video"] > 0)
         )
         return keep, weight[keep]
 
@@ -185,8 +213,9 @@ class SequenceLoader:
         for name, column in sequences.steps.items():
             picked = column[index_BS] if len(column) else np.zeros_like(index_BS)
             step[name] = np.where(valid_BS, picked, 0).astype(np.int64)
-        targets = ranges(windows.target_offsets[chosen], windows.target_offsets[chosen + 1])
-        counts = np.diff(windows.target_offsets)[chosen]
+        query, own, offsets, targets = self._queries(windows, chosen, generator)
+        # long sets have more to say than short ones, but less than in proportion
+        share_P = np.repeat(np.diff(offsets) ** -0.5, np.diff(offsets)).astype(np.float32)
         batch = Batch(
             user_row_B=sequences.user_row[windows.row[chosen]],
             length_B=length,
@@ -196,15 +225,34 @@ class SequenceLoader:
             known_BS=step["step_known"],
             watch_ms_BS=step["step_watch_ms"],
             surface_BS=step["step_surface"],
-            target_window_P=np.repeat(np.arange(len(chosen)), counts),
-            target_position_P=windows.position[targets],
-            target_time_ms_P=windows.time_ms[targets],
+            query_window_Q=query,
+            query_position_Q=windows.position[own],
+            query_time_ms_Q=windows.time_ms[own],
+            target_offsets=offsets,
             target_video_P=windows.video[targets],
-            target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0),
+            target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0) * share_P,
             video_rows=self.population,
             log_correction=None,
         )
         return self._with_candidates(batch, generator)
+
+    def _queries(
+        self, windows: Windows, chosen: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Queries of the ``chosen`` windows: their window and next target ``[Q]``, the offsets of their
+        targets, and the targets ``[P]``.
+        """
+        starts, stops = windows.target_offsets[chosen], windows.target_offsets[chosen + 1]
+        count = stops - starts
+        if self.ordered:
+            query, own = np.repeat(np.arange(len(chosen)), count), ranges(starts, stops)
+            ends = own + 1
+        else:
+            query = np.repeat(np.arange(len(chosen)), np.minimum(count, SET_QUERIES))
+            # whole histories are what is served, so long prefixes are likelier
+            own = starts[query] + (count[query] * np.sqrt(generator.random(len(query)))).astype(np.int64)
+            ends = stops[query]
+        return query, own, np.concatenate([[0], np.cumsum(ends - own)]), ranges(own, ends)
 
     def _with_candidates(self, batch: Batch, generator: np.random.Generator) -> Batch:
         """Turn catalogue rows into indices of the step's candidates."""
@@ -214,7 +262,9 @@ class SequenceLoader:
                 video_BS=self._index_of[batch.video_BS],
                 target_video_P=self._index_of[batch.target_video_P],
             )
-        drawn = self.sampler.draw(batch.target_video_P, np.unique(batch.video_BS), generator)
+        next_Q = batch.target_video_P[batch.target_offsets[:-1]]
+        present = np.unique(np.concatenate([batch.video_BS.ravel(), batch.target_video_P]))
+        drawn = self.sampler.draw(next_Q, present, generator)
         return replace(
             batch,
             video_BS=np.searchsorted(drawn.rows, batch.video_BS),

@@ -80,8 +80,8 @@ class Trend:
             columns.append(np.log(share * shown + SMOOTHING))
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def is_out(self, day: int, rows: I64) -> npt.NDArray[np.bool_]:
-        """Which ``rows`` had been shown by the end of the period that begins on ``day``."""
+    def is_out(self, day: int | I64, rows: I64) -> npt.NDArray[np.bool_]:
+        """Which ``rows`` had been shown by the end of the period that begins on ``day`` (or one a row)."""
         out: npt.NDArray[np.bool_] = self.first_day_N[rows] < day + self.period_days
         return out
 
@@ -98,15 +98,20 @@ def days_before(time_ms: I64, end_ms: int) -> I64:
     return (time_ms // 1000 - end_ms // 1000) // DAY_S
 
 
-def training_trend(prepared: Prepared) -> Trend:
-    """The trend of the training split; day 0 is the first of validation."""
-    end_ms = int(prepared.manifest["split"]["validation_ms"])
+def training_end_ms(prepared: Prepared, splits: int = 1) -> int:
+    """When the first of the splits after the ``splits`` that train begins, Unix time."""
+    return int(prepared.manifest["split"][("validation_ms", "test_ms")[splits - 1]])
+
+
+def training_trend(prepared: Prepared, splits: int = 1) -> Trend:
+    """The trend of the first ``splits`` splits (2: with validation); day 0 is the first after them."""
+    end_ms = training_end_ms(prepared, splits)
     parts = [np.zeros((0, 3), np.int64)]
     for shard in prepared.shards:
         columns = ["example_video", "example_time_ms", "example_split"]
         table = pq.read_table(shard, columns=columns)
         video, time_ms, split = (table[name].combine_chunks().flatten().to_numpy() for name in columns)
-        kept = split == 0
+        kept = split < splits
         pairs = np.stack([video[kept], days_before(time_ms[kept], end_ms)], axis=1)
         distinct, count = np.unique(pairs, axis=0, return_counts=True)
         parts.append(np.concatenate([distinct, count[:, None]], axis=1))

@@ -1,7 +1,12 @@
-"""Retrieval losses as pure functions. Axes: P positives, C candidates, D dimensions."""
+"""The retrieval loss as a pure function.
 
+Axes: Q queries, P targets, C candidates, D dimensions, X columns of a trend.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,113 +16,135 @@ from models.devices import low_precision
 SCORES_AT_ONCE, SCORES_AT_ONCE_ON_CUDA = 1 << 20, 1 << 27
 
 
-def full_softmax(
-    user_PD: Tensor,
-    video_CD: Tensor,
-    target_P: Tensor,
-    weight_P: Tensor,
-    temperature: Tensor,
-    hidden_PX: Tensor,
-) -> Tensor:
-    """Weighted cross-entropy over all of ``video_CD``, scalar.
+@dataclass(slots=True)
+class Targets:
+    """What each query should have found: P targets of Q queries, grouped by query.
 
-    ``target_P`` are rows of ``video_CD``. ``hidden_PX`` are rows that no feed would show to this user (seen
-    before; the unknown video): they take no part, except the target itself, so an entry is padded with
-    the target. Weights are relative: the loss is the weighted mean; all weights zero gives zero.
-    ``temperature`` > 0 divides the scores.
+    Query q owns targets ``offsets[q]:offsets[q + 1]`` (int64 ``[Q + 1]``, on the host); ``query_P`` repeats q
+    for each. ``video_P`` are rows of the candidates, ``weight_P`` relative weights. ``hidden_QX`` are rows of
+    the candidates that no feed would show at that moment (seen before; the unknown video): they take no part,
+    unless they are targets; pad with a target of the query.
     """
-    return _cross_entropy(user_PD, video_CD, target_P, weight_P, temperature, hidden_PX, None)
+
+    offsets: np.ndarray
+    query_P: Tensor
+    video_P: Tensor
+    weight_P: Tensor
+    hidden_QX: Tensor
+
+    @classmethod
+    def single(cls, video_Q: Tensor, weight_Q: Tensor, hidden_QX: Tensor) -> "Targets":
+        """One target per query."""
+        count = len(video_Q)
+        return cls(
+            np.arange(count + 1), torch.arange(count, device=video_Q.device), video_Q, weight_Q, hidden_QX
+        )
 
 
-def sampled_softmax(
-    user_PD: Tensor,
-    video_CD: Tensor,
-    target_P: Tensor,
-    weight_P: Tensor,
-    temperature: Tensor,
-    hidden_PX: Tensor,
-    log_correction_C: Tensor,
-) -> Tensor:
-    """Softmax over sampled candidates with the logQ correction, scalar; see :func:`full_softmax`.
-
-    Candidates are *distinct* videos; ``log_correction_C = log(count / expected count)`` of each under
-    the sampling mixture (see ``data.negatives``), so that Σ exp(score + correction) estimates the full
-    softmax's denominator without bias. A video never drawn as a negative has correction −inf and takes
-    part only where it is the target. The target itself is certain, not sampled: it stands once, without
-    correction (an accidental hit is thereby masked). Sources: Bengio and Senécal 2008; Yi et al. 2019;
-    for the uncorrected target, Khrylchenko et al. 2025.
+@dataclass(slots=True)
+class Moving:
+    """What moves from day to day: scores of queries ``bounds[g]:bounds[g + 1]`` have
+    ``user[:, D:] @ candidates_CX[g].T`` added.
     """
-    return _cross_entropy(user_PD, video_CD, target_P, weight_P, temperature, hidden_PX, log_correction_C)
+
+    bounds: list[int]
+    candidates_CX: list[Tensor]
 
 
-def weighted_mean(value_P: Tensor, weight_P: Tensor) -> Tensor:
-    """Σ weight·value / Σ weight; zero where there is no weight."""
-    return (value_P * weight_P).sum() / weight_P.sum().clamp_min(1e-12)
+def softmax_loss(
+    user_QD: Tensor,
+    video_CD: Tensor,
+    targets: Targets,
+    temperature: Tensor,
+    log_correction_C: Tensor | None = None,
+    moving: Moving | None = None,
+) -> Tensor:
+    """Weighted multinomial cross-entropy of every query's targets among the candidates, scalar.
 
+    ``Σ weight·(log Σ_c exp(score_c) − score_target) / Σ weight`` where scores are inner products divided by
+    ``temperature`` > 0; all weights zero gives zero. With ``moving``, ``user_QD`` has X further columns.
 
-def _cross_entropy(
-    user_PD: Tensor, video_CD: Tensor, target_P: Tensor, weight_P: Tensor, temperature: Tensor,
-    hidden_PX: Tensor, log_correction_C: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Weighted mean cross-entropy, scalar; with a correction as :func:`sampled_softmax` describes."""
-    low = low_precision(user_PD.device)
+    ``log_correction_C`` is None where the candidates are the whole catalogue (full softmax). Else they are a
+    sample of *distinct* videos and it is ``log(count / expected count)`` of each under the sampling mixture
+    (see ``data.negatives``), so that ``Σ exp(score + correction)`` estimates the full softmax's denominator
+    without bias. A video never drawn as a negative has −inf and takes part only where it is a target. A
+    query's targets are certain, not sampled: each stands once, without correction (an accidental hit is
+    thereby masked). Sources: Bengio and Senécal 2008; Yi et al. 2019; for the uncorrected target, Khrylchenko
+    et al. 2025; several targets per query: the multinomial likelihood of Liang et al. 2018.
+    """
+    if moving is None:
+        moving = Moving([0, user_QD.shape[0]], [video_CD.new_zeros(video_CD.shape[0], 0)])
+    low = low_precision(user_QD.device)
     if low:  # what the caller's autocast rounded stays float32 from here on, but for matrix products
-        user_PD, video_CD = user_PD.float(), video_CD.float()
-    share_P = weight_P / weight_P.sum().clamp_min(1e-12)
+        user_QD, video_CD = user_QD.float(), video_CD.float()
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        user_PD / temperature, video_CD, target_P, share_P.to(user_PD.dtype), hidden_PX, log_correction_C, low
+        user_QD / temperature, video_CD, targets, log_correction_C, moving, low
     )
     return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Σ share·cross-entropy of ``user_PD @ video_CD.T``, gradients computed along with the loss.
+    """The loss with its gradients computed along with it.
 
-    The ``[P, C]`` scores never exist as a whole: a chunk of positives at a time goes through the matrix
+    The ``[Q, C]`` scores never exist as a whole: a chunk of queries at a time goes through the matrix
     product, the softmax and both gradients (about half the time of autograd's path). ``low``: factors of
     products are rounded to bfloat16, sums and the softmax are float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, user_PD: Tensor, video_CD: Tensor, target_P: Tensor, share_P: Tensor, hidden_PX: Tensor,
-        log_correction_C: Tensor | None, low: bool,
+        ctx: Any, user_QD: Tensor, video_CD: Tensor, targets: Targets, correction_C: Tensor | None,
+        moving: Moving, low: bool,
     ) -> Tensor:  # fmt: skip
-        with torch.autocast(user_PD.device.type, enabled=False):
-            user_grad_PD, video_grad_CD = torch.empty_like(user_PD), torch.zeros_like(video_CD)
-            factor_CD = video_CD.bfloat16() if low else video_CD
-            loss = user_PD.new_zeros(())
-            at_once = SCORES_AT_ONCE_ON_CUDA if user_PD.is_cuda else SCORES_AT_ONCE
-            chunk = max(at_once // max(video_CD.shape[0], 1), 16)
-            for begin in range(0, user_PD.shape[0], chunk):
-                user = user_PD[begin : begin + chunk].to(factor_CD.dtype)
-                target, share = target_P[begin : begin + chunk, None], share_P[begin : begin + chunk]
-                score = _product(user, factor_CD.T)
-                target_score = score.gather(1, target)
-                if log_correction_C is not None:
-                    score.add_(log_correction_C)
-                score.scatter_(1, hidden_PX[begin : begin + chunk], float("-inf")).scatter_(
-                    1, target, target_score
-                )
-                highest = score.amax(1, keepdim=True)
-                target_score = (target_score - highest).squeeze(1)
-                score.sub_(highest)
-                total = score.exp_().sum(1)
-                loss += ((total.log() - target_score) * share).sum()
-                score.mul_((share / total)[:, None]).scatter_add_(1, target, -share[:, None])
-                factor = score.to(factor_CD.dtype)
-                user_grad_PD[begin : begin + chunk] = _product(factor, factor_CD)
-                if low:
-                    video_grad_CD.add_(_product(factor.T, user))
-                else:
-                    video_grad_CD.addmm_(factor.T, user)
-        ctx.save_for_backward(user_grad_PD, video_grad_CD)
-        return loss
+        with torch.autocast(user_QD.device.type, enabled=False):
+            return _forward(ctx, user_QD, video_CD, targets, correction_C, moving, low)
 
     @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
-        user_grad_PD, video_grad_CD = ctx.saved_tensors
-        return user_grad_PD * grad[0], video_grad_CD * grad[0], None, None, None, None, None
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        user_grad_QD, video_grad_CD = ctx.saved_tensors
+        return user_grad_QD * grad[0], video_grad_CD * grad[0], None, None, None, None
+
+
+def _forward(
+    ctx: Any, user_QD: Tensor, video_CD: Tensor, targets: Targets, correction_C: Tensor | None,
+    moving: Moving, low: bool,
+) -> Tensor:  # fmt: skip
+    dim, dtype = video_CD.shape[1], torch.bfloat16 if low else user_QD.dtype
+    weight_P = targets.weight_P.to(user_QD.dtype)
+    share_P = weight_P / weight_P.sum().clamp_min(1e-12)
+    user_grad_QD, video_grad_CD = torch.empty_like(user_QD), torch.zeros_like(video_CD)
+    loss = user_QD.new_zeros(())
+    size = max(
+        (SCORES_AT_ONCE_ON_CUDA if user_QD.is_cuda else SCORES_AT_ONCE) // max(video_CD.shape[0], 1), 16
+    )
+    for moving_CX, first, last in zip(moving.candidates_CX, moving.bounds, moving.bounds[1:], strict=False):
+        factor_CD = torch.cat([video_CD, moving_CX], dim=1) if moving_CX.shape[1] else video_CD
+        factor_CD = factor_CD.to(dtype)
+        for begin in range(first, last, size):
+            end = min(begin + size, last)
+            chosen = slice(int(targets.offsets[begin]), int(targets.offsets[end]))
+            row, column, share = targets.query_P[chosen] - begin, targets.video_P[chosen], share_P[chosen]
+            user = user_QD[begin:end].to(dtype)
+            score = _product(user, factor_CD.T)
+            target_score = score[row, column]
+            if correction_C is not None:
+                score.add_(correction_C)
+            score.scatter_(1, targets.hidden_QX[begin:end], float("-inf"))
+            score.index_put_((row, column), target_score)
+            highest = score.amax(1, keepdim=True)
+            total = score.sub_(highest).exp_().sum(1)
+            log_total = total.log() + highest.squeeze(1)
+            loss += ((log_total[row] - target_score) * share).sum()
+            share_Q = share.new_zeros(end - begin).index_add_(0, row, share)
+            score.mul_((share_Q / total)[:, None]).index_put_((row, column), -share, accumulate=True)
+            factor = score.to(dtype)
+            user_grad_QD[begin:end] = _product(factor, factor_CD)
+            if low:
+                video_grad_CD.add_(_product(factor.T, user[:, :dim]))
+            else:
+                video_grad_CD.addmm_(factor.T, user[:, :dim])
+    ctx.save_for_backward(user_grad_QD, video_grad_CD)
+    return loss
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.schema import LABELS
 from models.devices import to_device
-from models.layers import BlockKind, build_block
+from models.layers import BlockKind, Dropout, build_block
 
 #: Bucket 0 = unknown; then powers of two.
 WATCH_BUCKETS = 24
@@ -50,7 +50,11 @@ def log_bucket(value: Tensor, buckets: int) -> Tensor:
 
 
 class HistoryEncoder(nn.Module):
-    """Causal encoder over steps; the video matrix it reads is the video tower's own output."""
+    """Causal encoder over steps; the video matrix it reads is the video tower's own output.
+
+    Beside what the blocks make of the last steps, a state has the mean of all steps: what a user always
+    liked need not pass through attention.
+    """
 
     def __init__(
         self,
@@ -64,7 +68,6 @@ class HistoryEncoder(nn.Module):
         max_steps: int,
         surfaces: int,
         use_time: bool,
-        use_position: bool,
     ) -> None:
         super().__init__()
         self.max_steps = max_steps
@@ -74,12 +77,14 @@ class HistoryEncoder(nn.Module):
         self.watch = nn.Embedding(WATCH_BUCKETS, width)
         self.surface = nn.Embedding(surfaces, width)
         self.gap = nn.Embedding(GAP_BUCKETS, width) if use_time else None
-        self.position = nn.Embedding(max_steps + 1, width) if use_position else None
+        self.position = nn.Embedding(max_steps + 1, width)
         self.start = nn.Parameter(torch.zeros(width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             build_block(block, width, heads, dropout, max_steps + 1) for _ in range(layers)
         )
+        self.bag_norm = nn.LayerNorm(width)
+        self.bag_out = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
         for table in (self.watch, self.surface, self.gap, self.position):
             if table is not None:
@@ -104,12 +109,12 @@ class HistoryEncoder(nn.Module):
         if user_token_BD is not None:
             start_BD = start_BD + user_token_BD
         x_BSD = torch.cat([start_BD[:, None], x_BSD], dim=1)
-        if self.position is not None:
-            x_BSD = x_BSD + self.position.weight[: length + 1]
-        x_BSD = self.dropout(x_BSD)
+        x_BSD = self.dropout(x_BSD + self.position.weight[: length + 1])
+        count_S1 = torch.arange(1, length + 2, device=x_BSD.device, dtype=x_BSD.dtype)[:, None]
+        bag_BSD = self.bag_out(self.dropout(self.bag_norm(x_BSD.cumsum(1) / count_S1)))
         for block in self.blocks:
             x_BSD = block(x_BSD)
-        out: Tensor = self.norm(x_BSD)
+        out: Tensor = self.norm(x_BSD) + bag_BSD
         return out
 
     @staticmethod

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from models.embeddings import FeatureBatch, Tables
+from models.layers import Dropout
 
 
 class VideoTower(nn.Module):
@@ -42,7 +43,7 @@ class UserToken(nn.Module):
         self.dense = nn.ModuleDict(
             {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """User token ``[B, D]``."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from models.embeddings import INITIAL_STD, FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
 from models.sequence import GAP_BUCKETS, HistoryEncoder, Steps, log_bucket
+from models.sets import SetEncoder
 from models.similarity import Similarity, finish
 from models.towers import UserToken, VideoTower
 
@@ -72,15 +73,12 @@ class TwoTower(nn.Module):
         dim = shape.dim
         self.video_tower = VideoTower(tables(shape.video_rows, dim), shape.video_dense, dim)
         self.user_token = UserToken(tables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout)
-        self.history = HistoryEncoder(
-            video_dim=dim, width=dim, layers=shape.layers, heads=shape.heads, dropout=shape.dropout,
-            block=shape.block, max_steps=shape.max_steps, surfaces=shape.surfaces, use_time=shape.use_time,
-            use_position=shape.use_position,
-        )  # fmt: skip
+        self.history = _history_encoder(shape)
         self.request_gap = nn.Embedding(GAP_BUCKETS, dim) if shape.use_time else None
         if self.request_gap is not None:
             nn.init.normal_(self.request_gap.weight, std=INITIAL_STD)
         self.user_out = nn.Linear(dim, dim)
+        self.ordered = shape.use_position
         self.trend_out = nn.Linear(dim, shape.trend) if shape.trend else None
         if self.trend_out is not None:
             # everybody starts as a follower of what is shown, half-lives alike
@@ -115,7 +113,8 @@ class TwoTower(nn.Module):
         state_PD = states_BSD[row_P, position_P]
         if self.request_gap is not None:
             state_PD = state_PD + self.request_gap(_request_gap(steps, row_P, position_P, time_ms_P))
-        user_PD = finish(state_PD + self.user_out(F.gelu(state_PD)), self.shape.similarity)
+        out_PD = state_PD + self.user_out(F.gelu(state_PD)) if self.ordered else self.user_out(state_PD)
+        user_PD = finish(out_PD, self.shape.similarity)
         if self.trend_out is None:
             return user_PD
         # the loss divides scores by the temperature; the trend is to act on what comes after
@@ -125,6 +124,17 @@ class TwoTower(nn.Module):
     def temperature(self) -> Tensor:
         """Positive scalar; clamped so that a runaway cannot overflow the softmax."""
         return self.log_temperature.clamp(-5.0, 3.0).exp()
+
+
+def _history_encoder(shape: TwoTowerShape) -> nn.Module:
+    """What reads the history: positions mean something only in a log with an order."""
+    if not shape.use_position:
+        return SetEncoder(shape.dim)
+    return HistoryEncoder(
+        video_dim=shape.dim, width=shape.dim, layers=shape.layers, heads=shape.heads, dropout=shape.dropout,
+        block=shape.block, max_steps=shape.max_steps,
+        surfaces=shape.surfaces, use_time=shape.use_time,
+    )  # fmt: skip
 
 
 def _request_gap(steps: Steps, row_P: Tensor, position_P: Tensor, time_ms_P: Tensor) -> Tensor:

@@ -40,15 +40,20 @@ def open_log(path: str) -> Dataset:
 
 
 def refuse_known_split(bundle: Bundle, name: str, split: str) -> None:
-    """Raise :class:`ConfigError` where the trend of the bundle called ``name`` reaches into ``split``.
+    """Raise :class:`ConfigError` where the towers or the trend of the bundle called ``name`` know ``split``.
 
-    It would be asked about what it knows.
+    They would be asked about what they know.
     """
-    facts = bundle.manifest.models["two_tower"]
-    if facts.get("trend") and (facts["as_of"] == "end" or SPLITS.index(facts["as_of"]) > SPLITS.index(split)):
+    facts, asked = bundle.manifest.models["two_tower"], SPLITS.index(split)
+    if facts.get("trend") and (facts["as_of"] == "end" or SPLITS.index(facts["as_of"]) > asked):
         raise ConfigError(
             f"bundle={name}: its trend knows the log up to {facts['as_of']}, so the {split} "
             f"split is no test of it; publish with as_of={split}"
+        )
+    if (facts.get("splits") or 1) > asked:
+        raise ConfigError(
+            f"bundle={name}: its towers have learnt from the {split} split, so it is no test of them; "
+            "train with model.refit_epochs=0"
         )
 
 

@@ -25,7 +25,7 @@ class TrainedRun:
 
     def facts(self, **further: Any) -> dict[str, Any]:
         """What a bundle's manifest says about where its model comes from."""
-        kept = ("kind", "seed", "fingerprint", "best", "versions")
+        kept = ("kind", "seed", "fingerprint", "best", "splits", "versions")
         known = {name: self.record.get(name) for name in kept}
         return {**known, "prepared": self.prepared.hash, **further}
 

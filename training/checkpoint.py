@@ -137,6 +137,11 @@ def load_checkpoint(
     return progress
 
 
+def remove_checkpoints(directory: Path) -> None:
+    """Delete all checkpoints in ``directory``, if it exists."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def remove_leftovers(directory: Path) -> None:
     """Delete what a killed process left half-written in ``directory``."""
     for pattern in (".step-*", ".model.*", ".prepared.*"):

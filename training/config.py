@@ -80,6 +80,8 @@ class TwoTowerConfig(ModelConfig):
     max_epochs: int = MISSING
     patience: int = MISSING
     plateau_factor: float = MISSING
+    average: float = MISSING
+    refit_epochs: int = MISSING
     target: TargetConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     validation: ValidationConfig = MISSING
@@ -91,6 +93,10 @@ class TwoTowerConfig(ModelConfig):
             raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
         if not 0 < self.plateau_factor <= 1:
             raise ValueError(f"model.plateau_factor={self.plateau_factor} must lie in (0, 1]")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"model.average={self.average} must lie in [0, 1)")
+        if self.refit_epochs < 0:
+            raise ValueError(f"model.refit_epochs={self.refit_epochs} must be at least 0")
         for key in ("dim", "heads", "max_steps", "tokens", "max_epochs", "patience"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")

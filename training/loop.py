@@ -66,6 +66,8 @@ class Parts:
     checkpoints: Path
     fingerprint: str
     ranks: Ranks = ALONE
+    #: Where the state of the best epoch is kept, if training is to go on from there.
+    best: Path | None = None
 
 
 def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
@@ -80,7 +82,10 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
     parts.model.train()
     while not progress.stopped:
         out_of_time = _epoch(parts, budget, progress, log, clock)
-        metrics = parts.validate()
+        with parts.placement.optimizers.averaged():
+            metrics = parts.validate()
+            if metrics[parts.metric] > progress.best_metric:
+                parts.keep_best(metrics)
         log.record(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
         value = metrics[parts.metric]
         better = value > progress.best_metric
@@ -91,7 +96,8 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
                 progress.step,
             )
             progress.stale_epochs = 0
-            parts.keep_best(metrics)
+            if parts.best is not None:
+                _save(parts, progress, log, clock, parts.best)
         else:
             progress.stale_epochs += 1
         shown = "  ".join(f"{name} {number:.4f}" for name, number in metrics.items())
@@ -104,6 +110,22 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
                 progress.best_whole = value
             progress.epoch, progress.shard, progress.batch = progress.epoch + 1, 0, 0
         progress.stopped = _reason_to_stop(progress, budget, out_of_time)
+        _save(parts, progress, log, clock)
+    return progress
+
+
+def go_on(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
+    """Train ``budget.max_epochs`` further epochs, or as many as the time allows, without validating."""
+    parts.loader.position = LoaderPosition(progress.epoch, progress.shard, progress.batch)
+    clock = _Clock(progress.seconds)
+    progress.stopped = ""
+    parts.model.train()
+    while not progress.stopped:
+        if _epoch(parts, budget, progress, log, clock):
+            progress.stopped = "time"
+        else:
+            progress.epoch, progress.shard, progress.batch = progress.epoch + 1, 0, 0
+            progress.stopped = "epochs" if progress.epoch >= budget.max_epochs else ""
         _save(parts, progress, log, clock)
     return progress
 
@@ -132,6 +154,7 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
             norm = optimizers.clip(budget.clip_norm)
             optimizers.step()
             progress.step += 1
+            optimizers.follow(progress.step)
             progress.shard, progress.batch = position.shard, position.batch
             total, count = total + value * examples, count + examples
             left = max(budget.max_seconds - clock.seconds, 0.0) / 60
@@ -171,9 +194,11 @@ def _reason_to_stop(progress: Progress, budget: Budget, out_of_time: bool) -> st
     return "epochs" if progress.epoch >= budget.max_epochs else ""
 
 
-def _save(parts: Parts, progress: Progress, log: Log, clock: "_Clock") -> None:
+def _save(parts: Parts, progress: Progress, log: Log, clock: "_Clock", directory: Path | None = None) -> None:
     progress.seconds, progress.log_lines = clock.seconds, log.lines
-    save_checkpoint(parts.checkpoints, parts.placement.state(), progress, parts.fingerprint, parts.ranks)
+    save_checkpoint(
+        directory or parts.checkpoints, parts.placement.state(), progress, parts.fingerprint, parts.ranks
+    )
 
 
 class _Clock:

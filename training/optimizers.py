@@ -1,7 +1,8 @@
 """AdamW for the dense part and small tables, row-wise Adagrad for large tables, stepped as one."""
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 #: Added to the root of row-wise Adagrad's sum; what fbgemm is told, too.
 ADAGRAD_EPSILON = 1e-8
+#: Steps between two updates of averaged weights, each a pass over them; every step at the beginning.
+AVERAGE_EVERY, AVERAGE_EVERY_FROM = 8, 64
 
 
 def build_adamw(
@@ -79,10 +82,19 @@ def gradient_by_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Optimizers:
-    """The optimizer of dense gradients and, where there are large tables, theirs; stepped as one."""
+    """The optimizer of dense gradients and, where there are large tables, theirs; stepped as one.
 
-    def __init__(self, dense: torch.optim.Optimizer, *tables: torch.optim.Optimizer) -> None:
+    With an ``average`` in (0, 1) what the dense optimizer trains also has an exponential average over steps
+    that forgets ``1 − average`` a step; large tables have none.
+    """
+
+    def __init__(
+        self, dense: torch.optim.Optimizer, *tables: torch.optim.Optimizer, average: float = 0.0
+    ) -> None:
         self.dense = dense
+        self.average = average
+        weights = [weight for group in dense.param_groups for weight in group["params"]] if average else []
+        self.averages: dict[nn.Parameter, Tensor] = {weight: weight.detach().clone() for weight in weights}
         self.all = (dense, *tables)
         self.peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.all]
 
@@ -109,6 +121,32 @@ class Optimizers:
         """Apply the gradients."""
         for optimizer in self.all:
             optimizer.step()
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the averages towards the weights after so many steps; early on they follow closely."""
+        every = AVERAGE_EVERY if step >= AVERAGE_EVERY_FROM else 1
+        if step % every:
+            return
+        kept = min(self.average, (1 + step) / (10 + step)) ** every
+        for weight, average in self.averages.items():
+            average.lerp_(weight, 1 - kept)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has its averaged weights in place of those of the last step."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, average in self.averages.items():
+            last = weight.clone()
+            weight.copy_(average)
+            average.copy_(last)
 
 
 def dense_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:

@@ -21,13 +21,14 @@ from training.optimizers import Optimizers, RowWiseAdagrad, build_adamw, dense_s
 class UpdateRule:
     """How parameters learn. Tables of up to ``dense_table_rows`` rows and the dense part: AdamW at
     ``learning_rate``, a copy on every rank. Larger tables: row-wise Adagrad at ``table_learning_rate`` on the
-    touched rows, each row on one rank.
+    touched rows, each row on one rank. ``average``: see :class:`training.optimizers.Optimizers`.
     """
 
     learning_rate: float
     weight_decay: float
     dense_table_rows: int
     table_learning_rate: float
+    average: float = 0.0
 
 
 class Task(nn.Module):
@@ -104,13 +105,15 @@ class OneProcess:
         self._sparse = sparse
         self._adamw = build_adamw(task.model, rule.learning_rate, rule.weight_decay, leave_out=sparse)
         self._adagrad = RowWiseAdagrad(sparse.values(), rule.table_learning_rate) if sparse else None
-        self.optimizers = Optimizers(self._adamw, *([self._adagrad] if self._adagrad else []))
+        tables = [self._adagrad] if self._adagrad else []
+        self.optimizers = Optimizers(self._adamw, *tables, average=rule.average)
 
     def state(self) -> dict[str, Tensor]:
         """See :class:`Placement`."""
         names = {parameter: name for name, parameter in self.task.model.named_parameters()}
         state = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
         state |= {f"optimizer.{name}": value for name, value in dense_state(self._adamw, names).items()}
+        state |= {f"average.{names[weight]}": value for weight, value in self.optimizers.averages.items()}
         if self._adagrad is not None:
             for name, table in self._sparse.items():
                 state[f"optimizer.{name}.sum"] = self._adagrad.total_of(table)

@@ -1,17 +1,20 @@
 """What is particular to training the two-tower model: its shape, its loss on a batch, its validation."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.columns import ranges
 from data.loader import Batch, SequenceLoader
 from data.prepared import Prepared
 from data.targets import TargetWeights
-from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend
+from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend, training_end_ms
 from models.devices import to_device
 from models.embeddings import FeatureBatch, dense_widths, table_rows
 from models.inference import UserEncoder, embed_catalogue, with_trend
-from models.losses import full_softmax, sampled_softmax
+from models.losses import Moving, Targets, softmax_loss
 from models.sequence import Steps
 from models.two_tower import TwoTower, TwoTowerShape
 from training.config import TwoTowerConfig
@@ -21,6 +24,8 @@ from training.validation import HeldOut, rank_metrics
 VIDEO_ID = "video_id"
 #: Added to the score of a video that had not come out yet.
 NOT_OUT = -1e9
+#: Steps read of a log without order, at least.
+SET_STEPS = 1024
 
 
 def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
@@ -40,7 +45,7 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         heads=config.heads,
         dropout=config.dropout,
         block=config.block,
-        max_steps=config.max_steps,
+        max_steps=max_steps_of(config, prepared),
         use_time=bool(dataset["real_time"] and dataset["ordered"]),
         use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
@@ -48,8 +53,13 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
     )
 
 
+def max_steps_of(config: TwoTowerConfig, prepared: Prepared) -> int:
+    """The longest history read; sets are cheap to read and have no newest part."""
+    return config.max_steps if prepared.manifest["dataset"]["ordered"] else max(config.max_steps, SET_STEPS)
+
+
 def build_loader(
-    config: TwoTowerConfig, prepared: Prepared, seed: int, rank: int = 0, world: int = 1
+    config: TwoTowerConfig, prepared: Prepared, seed: int, rank: int = 0, world: int = 1, splits: int = 1
 ) -> SequenceLoader:
     """The training loader; small catalogues are scored whole, large ones sampled."""
     whole = len(prepared.catalogue) - 1 <= config.full_softmax_below
@@ -57,9 +67,10 @@ def build_loader(
         prepared,
         TargetWeights(dict(config.target.weights), config.target.impression),
         tokens=config.tokens,
-        max_steps=config.max_steps,
+        max_steps=max_steps_of(config, prepared),
         n_uniform=None if whole else config.uniform_negatives,
         seed=seed,
+        splits=splits,
         rank=rank,
         world=world,
     )
@@ -72,11 +83,16 @@ class RetrievalObjective:
     """
 
     def __init__(
-        self, prepared: Prepared, device: torch.device, id_dropout: float, trend: Trend | None
+        self,
+        prepared: Prepared,
+        device: torch.device,
+        id_dropout: float,
+        trend: Trend | None,
+        splits: int = 1,
     ) -> None:
         self.device = device
         self.trend = trend
-        self.end_ms = 0 if trend is None else int(prepared.manifest["split"]["validation_ms"])
+        self.end_ms = 0 if trend is None else training_end_ms(prepared, splits)
         self.video_table = prepared.video_table
         self.user_table = prepared.user_table
         content = [name for name in self.video_table.bags if name != VIDEO_ID]
@@ -91,37 +107,27 @@ class RetrievalObjective:
         user_features = FeatureBatch.of(self.user_table.take(batch.user_row_B)).to(self.device)
         steps = steps_of(batch, self.device)
         states_BSD = model.encode_states(steps, video_VD, user_features)
-        user_PD = model.finish_users(
-            states_BSD, steps, self._tensor(batch.target_window_P), self._tensor(batch.target_position_P),
-            self._tensor(batch.target_time_ms_P),
+        day_Q = None
+        if self.trend is not None:
+            day_Q = self.trend.period(days_before(batch.query_time_ms_Q, self.end_ms))
+            batch = by_day(batch, day_Q, self.trend)
+            day_Q = np.sort(day_Q)
+        user_QD = model.finish_users(
+            states_BSD, steps, self._tensor(batch.query_window_Q), self._tensor(batch.query_position_Q),
+            self._tensor(batch.query_time_ms_Q),
         )  # fmt: skip
-        if self.trend is None:
-            return self._softmax(model, user_PD, video_VD, batch, slice(None))
-        day_P = self.trend.period(days_before(batch.target_time_ms_P, self.end_ms))
-        user_PD = torch.cat([user_PD, torch.ones_like(user_PD[:, :1])], dim=1)
-        total, loss = float(batch.target_weight_P.sum()), user_PD.new_zeros(())
-        for day in np.unique(day_P):
-            chosen = np.flatnonzero(day_P == day)
-            moving_VX = self._moving_part(int(day), batch)
-            video_VX = torch.cat([video_VD, moving_VX], dim=1)
-            share = float(batch.target_weight_P[chosen].sum()) / max(total, 1e-12)
-            loss = loss + share * self._softmax(model, user_PD, video_VX, batch, chosen)
-        return loss
-
-    def _softmax(
-        self, model: TwoTower, user_PD: Tensor, video_VD: Tensor, batch: Batch, chosen: np.ndarray | slice
-    ) -> Tensor:
-        """Mean loss of the ``chosen`` targets among all candidates."""
-        user_PD = user_PD if isinstance(chosen, slice) else user_PD[self._tensor(chosen)]
-        target_P = self._tensor(batch.target_video_P[chosen])
-        weight_P = self._tensor(batch.target_weight_P[chosen])
-        hidden_PX = self._tensor(hidden_videos(batch, chosen))
-        if batch.log_correction is None:
-            return full_softmax(user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX)
-        correction_V = self._tensor(batch.log_correction)
-        return sampled_softmax(
-            user_PD, video_VD, target_P, weight_P, model.temperature, hidden_PX, correction_V
-        )
+        moving = None
+        if day_Q is not None:
+            days, begins = np.unique(day_Q, return_index=True)
+            user_QD = torch.cat([user_QD, torch.ones_like(user_QD[:, :1])], dim=1)
+            parts = [self._moving_part(int(day), batch) for day in days]
+            moving = Moving([*begins.tolist(), len(day_Q)], parts)
+        targets = Targets(
+            batch.target_offsets, self._tensor(batch.query_of_target_P), self._tensor(batch.target_video_P),
+            self._tensor(batch.target_weight_P), self._tensor(hidden_videos(batch)),
+        )  # fmt: skip
+        correction_V = None if batch.log_correction is None else self._tensor(batch.log_correction)
+        return softmax_loss(user_QD, video_VD, targets, model.temperature, correction_V, moving)
 
     def _moving_part(self, day: int, batch: Batch) -> Tensor:
         """Trend of the candidates as ``day`` begins and, last, what keeps those not out yet away."""
@@ -155,17 +161,35 @@ class RetrievalObjective:
         return to_device(array, self.device)
 
 
-def hidden_videos(batch: Batch, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """What the feed would not show at each chosen target's moment, ``[P, S + 1]`` indices of ``video_rows``.
+def by_day(batch: Batch, day_Q: np.ndarray, trend: Trend) -> Batch:
+    """The same batch with its queries in order of their day; targets not out by then weigh nothing."""
+    order = np.argsort(day_Q, kind="stable")
+    begin, end = batch.target_offsets[:-1][order], batch.target_offsets[1:][order]
+    targets = ranges(begin, end)
+    count = end - begin
+    out_P = trend.is_out(np.repeat(day_Q[order], count), batch.video_rows[batch.target_video_P[targets]])
+    return replace(
+        batch,
+        query_window_Q=batch.query_window_Q[order],
+        query_position_Q=batch.query_position_Q[order],
+        query_time_ms_Q=batch.query_time_ms_Q[order],
+        target_offsets=np.concatenate([[0], np.cumsum(count)]),
+        target_video_P=batch.target_video_P[targets],
+        target_weight_P=batch.target_weight_P[targets] * out_P,
+    )
+
+
+def hidden_videos(batch: Batch) -> np.ndarray:
+    """What the feed would not show at each query's moment, ``[Q, S + 1]`` indices of ``video_rows``.
 
     The steps known by then (no video returns) and, in full softmax, the unknown row at index 0; padded
-    with the target, which takes part in any case.
+    with what came next, which takes part in any case.
     """
-    target_P1 = batch.target_video_P[chosen, None]
-    known_PS = np.arange(batch.video_BS.shape[1]) < batch.target_position_P[chosen, None]
-    seen_PS = np.where(known_PS, batch.video_BS[batch.target_window_P[chosen]], target_P1)
-    unknown_P1 = np.zeros_like(target_P1) if batch.log_correction is None else target_P1
-    return np.concatenate([unknown_P1, seen_PS], axis=1)
+    next_Q1 = batch.target_video_P[batch.target_offsets[:-1], None]
+    known_QS = np.arange(batch.video_BS.shape[1]) < batch.query_position_Q[:, None]
+    seen_QS = np.where(known_QS, batch.video_BS[batch.query_window_Q], next_Q1)
+    unknown_Q1 = np.zeros_like(next_Q1) if batch.log_correction is None else next_Q1
+    return np.concatenate([unknown_Q1, seen_QS], axis=1)
 
 
 def steps_of(batch: Batch, device: torch.device) -> Steps:

@@ -45,7 +45,7 @@ def open_run(config: TrainConfig, prepared: Prepared, fingerprint: str) -> Path:
             "overwrite=true resume=false"
         )
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for folder in (out, out / "checkpoints"):
+    for folder in (out, *(out / name for name in ("checkpoints", "best", "refit"))):
         remove_leftovers(folder)
     if not (out / "run.json").exists():
         write_run(out, config, prepared, fingerprint)
@@ -75,8 +75,12 @@ def write_run(
     fingerprint: str,
     progress: Progress | None = None,
     metric: str | None = None,
+    splits: int = 1,
 ) -> None:
-    """Write ``run.json`` and, once, the part of the prepared data that publishing needs."""
+    """Write ``run.json`` and, once, the part of the prepared data that publishing needs.
+
+    ``splits`` is how many splits the model learnt from: 1 training, 2 validation as well.
+    """
     best = None
     if progress is not None and progress.best_epoch >= 0:
         best = {
@@ -95,6 +99,7 @@ def write_run(
             "prepared": {"path": str(Path(config.prepared).absolute()), "hash": prepared.manifest["hash"]},
             "config": plain(config),
             "best": best,
+            "splits": splits,
             "seconds": None if progress is None else progress.seconds,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         },

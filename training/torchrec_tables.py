@@ -124,7 +124,8 @@ class ShardedByTorchRec:
             )
         _draw_tables(self.model)
         self._adamw = build_adamw(self.model, rule.learning_rate, rule.weight_decay, leave_out=large)
-        self.optimizers = Optimizers(self._adamw, *([self._parallel.fused_optimizer] if large else []))
+        tables = [self._parallel.fused_optimizer] if large else []
+        self.optimizers = Optimizers(self._adamw, *tables, average=rule.average)
 
     def loss(self, batch: Any) -> Tensor:
         """See ``Placement``."""
@@ -136,6 +137,7 @@ class ShardedByTorchRec:
         names = {parameter: plain_name(name) for name, parameter in self.model.named_parameters()}
         state = {f"model.{name}": tensor for name, tensor in _weights(self.model).items()}
         state |= {f"optimizer.{name}": value for name, value in dense_state(self._adamw, names).items()}
+        state |= {f"average.{names[weight]}": value for weight, value in self.optimizers.averages.items()}
         for key, own in self._parallel.fused_optimizer.state_dict()["state"].items():
             (total,) = own.values()
             state[f"optimizer.{plain_name(key.removeprefix('model.'))}.sum"] = total

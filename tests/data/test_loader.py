@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loader import LoaderPosition, SequenceLoader
+from data.loader import SET_QUERIES, LoaderPosition, SequenceLoader
 from data.prepared import SEQUENCES
 from data.schema import LABEL_BIT
 from data.targets import TargetWeights
@@ -76,9 +76,10 @@ def loader_of(prepared, **changes) -> SequenceLoader:
 
 def targets(batch):
     """(user, video, weight, fingerprints of the history) of every target of a batch."""
+    query_P = batch.query_of_target_P
     for window, position, video, weight in zip(
-        batch.target_window_P,
-        batch.target_position_P,
+        batch.query_window_Q[query_P],
+        batch.query_position_Q[query_P],
         batch.target_video_P,
         batch.target_weight_P,
         strict=True,
@@ -108,7 +109,7 @@ def test_every_target_once_with_the_newest_known_steps(tmp_path_factory, seed, m
             del left[newest[0]]
     assert not left
     assert loader.position == LoaderPosition(1, 0, 0)
-    assert loader.targets_total == len(truth)
+    assert loader.queries_total == len(truth)
 
 
 def fingerprint(batch):
@@ -148,20 +149,29 @@ def test_ranks_share_the_targets_and_the_number_of_batches(tmp_path, world):
     assert weight == pytest.approx(sum(t[2] for t in truth.values()))
 
 
-def test_an_unordered_log_predicts_each_video_from_a_random_part_of_the_others(tmp_path):
+def test_moments_of_a_set_ask_for_all_that_their_order_puts_after_them(tmp_path):
     prepared, truth = make_world(tmp_path, ordered=False)
     loader = loader_of(prepared, max_steps=50)
-    sizes = {}
-    for epoch in range(6):
-        seen = []
+    size = np.bincount([user for user, _ in truth])
+    prefixes: dict[int, set[int]] = {}
+    for _ in range(6):
+        asked = np.zeros(len(size), int)
         for batch in loader.epoch():
-            for user, video, _weight, history in targets(batch):
-                own = {1000 * user + i for (u, i) in truth if u == user}
-                assert set(history) <= own
-                sizes.setdefault((user, video), set()).add(len(history))
-                seen.append((user, video, tuple(history)))
-        assert len(seen) == len(truth), epoch
-    assert max(len(s) for s in sizes.values()) > 1
+            assert batch.examples <= SET_QUERIES * len(batch.length_B)
+            for query in range(batch.examples):
+                window, position = batch.query_window_Q[query], batch.query_position_Q[query]
+                user, own = int(batch.user_row_B[window]), slice(*batch.target_offsets[query : query + 2])
+                known = batch.watch_ms_BS[window, :position]
+                assert {int(key) // 1000 for key in known} <= {user}
+                # before and after are the whole set, and each of the targets weighs a share of its root
+                assert position + (own.stop - own.start) == size[user]
+                weighed = {weight for (owner, _), (_, _, weight) in truth.items() if owner == user}
+                assert set(np.round(batch.target_weight_P[own] * (own.stop - own.start) ** 0.5, 4)) <= weighed
+                asked[user] += 1
+                prefixes.setdefault(user, set()).add(tuple(known))
+        np.testing.assert_array_equal(asked, np.minimum(size, SET_QUERIES))
+        assert loader.queries_total == asked.sum()
+    assert max(len(different) for different in prefixes.values()) > SET_QUERIES
 
 
 def test_no_target_is_refused_by_name(tmp_path):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from data.negatives import MixedSampler
 from models import losses
-from models.losses import full_softmax, sampled_softmax, weighted_mean
+from models.losses import Moving, Targets, softmax_loss
 
 
 def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -22,8 +22,13 @@ def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0)
     }
 
 
+def sampled_softmax(user, video, target, weight, temperature, hidden, correction):
+    return softmax_loss(user, video, Targets.single(target, weight, hidden), temperature, correction)
+
+
 def full(w: dict[str, torch.Tensor]) -> torch.Tensor:
-    return full_softmax(w["user"], w["video"], w["target"], w["weight"], w["temperature"], w["hidden"])
+    targets = Targets.single(w["target"], w["weight"], w["hidden"])
+    return softmax_loss(w["user"], w["video"], targets, w["temperature"])
 
 
 def gradients(loss: torch.Tensor, w: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -60,12 +65,40 @@ def test_hidden_videos_leave_the_denominator_but_not_as_targets():
     torch.testing.assert_close(sampled, expected)
 
 
+def test_several_targets_of_a_query_are_a_multinomial_among_candidates_that_move():
+    """Against the definition, with a mask: hidden videos, several targets, two days of a trend."""
+    g = torch.Generator().manual_seed(3)
+    queries, catalogue, dim, columns = 7, 12, 5, 2
+    user = torch.randn(queries, dim + columns, generator=g, dtype=torch.float64, requires_grad=True)
+    video = torch.randn(catalogue, dim, generator=g, dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    count = torch.tensor([1, 3, 2, 1, 4, 1, 2])
+    query = torch.repeat_interleave(torch.arange(queries), count)
+    target = torch.cat([torch.randperm(catalogue, generator=g)[:n] for n in count.tolist()])
+    weight = torch.rand(len(target), generator=g, dtype=torch.float64)
+    hidden = torch.randint(0, catalogue, (queries, 4), generator=g)
+    days = [torch.randn(catalogue, columns, generator=g, dtype=torch.float64) for _ in range(2)]
+    targets = Targets(np.r_[0, count.cumsum(0).numpy()], query, target, weight, hidden)
+    ours = softmax_loss(user, video, targets, temperature, None, Moving([0, 3, queries], days))
+
+    moved = torch.cat([user[:3, dim:] @ days[0].T, user[3:, dim:] @ days[1].T])
+    score = (user[:, :dim] @ video.T + moved) / temperature
+    away = torch.zeros(queries, catalogue, dtype=torch.bool).scatter(1, hidden, True)
+    away[query, target] = False
+    log_share = torch.log_softmax(score.masked_fill(away, float("-inf")), dim=1)
+    plain = -(log_share[query, target] * weight).sum() / weight.sum()
+    torch.testing.assert_close(ours, plain)
+    parts = [user, video, temperature]
+    expected = torch.autograd.grad(plain, parts)
+    for got, want in zip(torch.autograd.grad(ours, parts), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_zero_weights_give_zero_loss_and_gradient():
     w = world()
     loss = full(w | {"weight": torch.zeros(40, dtype=torch.float64)})
     assert loss.item() == 0.0
     assert all(torch.count_nonzero(g) == 0 for g in gradients(loss, w))
-    assert weighted_mean(torch.ones(3), torch.zeros(3)).item() == 0.0
 
 
 def test_weights_are_relative():

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from models.embeddings import FeatureBatch, PlainTables, bag_means, initial_rows
 from training.optimizers import (
     ADAGRAD_EPSILON,
+    AVERAGE_EVERY,
+    AVERAGE_EVERY_FROM,
     Optimizers,
     RowWiseAdagrad,
     build_adamw,
@@ -168,6 +170,37 @@ def test_restored_state_continues_exactly():
     assert set(kept) == {f"{n}.{s}" for n in weights for s in ("step", "exp_avg", "exp_avg_sq")}
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
+
+
+def test_within_the_model_has_its_averaged_weights():
+    model = nn.Linear(2, 1, bias=False)
+    both = Optimizers(build_adamw(model, 0.1, 0.0), average=0.9)
+    expected = model.weight.detach().clone()
+    for step in range(1, AVERAGE_EVERY_FROM + 2 * AVERAGE_EVERY):
+        both.begin_step(1.0)
+        model(torch.ones(1, 2)).sum().backward()
+        both.step()
+        both.follow(step)
+        if step < AVERAGE_EVERY_FROM or step % AVERAGE_EVERY == 0:
+            every = 1 if step < AVERAGE_EVERY_FROM else AVERAGE_EVERY
+            share = min(0.9, (1 + step) / (10 + step)) ** every
+            expected = share * expected + (1 - share) * model.weight.detach()
+    last = model.weight.detach().clone()
+    with both.averaged():
+        torch.testing.assert_close(model.weight.detach(), expected)
+    assert torch.equal(model.weight, last)
+    assert not torch.allclose(last, expected)
+    torch.testing.assert_close(both.averages[model.weight], expected)
+
+
+def test_without_an_average_the_weights_stay_as_they_are():
+    model = nn.Linear(2, 1)
+    plain = Optimizers(build_adamw(model, 0.1, 0.0))
+    before = model.weight.detach().clone()
+    plain.follow(AVERAGE_EVERY)
+    with plain.averaged():
+        assert torch.equal(model.weight, before)
+    assert not plain.averages
 
 
 def test_warmup():

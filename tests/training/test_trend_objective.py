@@ -53,8 +53,8 @@ def test_a_video_that_is_not_out_yet_takes_no_part(fashions: Prepared, further):
     model, objective, loader, trend = objective_of(fashions, *further)
     model.train()
     for batch in loader.epoch():
-        day = (batch.target_time_ms_P - objective.end_ms) // DAY_MS
-        early = batch.target_time_ms_P < objective.end_ms - 5 * DAY_MS
+        day = (batch.query_time_ms_Q - objective.end_ms) // DAY_MS
+        early = batch.query_time_ms_Q < objective.end_ms - 5 * DAY_MS
         if not early.any():
             continue
         batch.target_weight_P = batch.target_weight_P * early
