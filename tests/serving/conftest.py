@@ -32,7 +32,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     market, prepared, run, bundles = (root / name for name in ("market", "prepared", "run", "bundles"))
     dates = "split.validation=2026-03-06 split.test=2026-03-07 split.end=2026-03-08"
     sizes = "users=120 videos=300 products=60 days=6 seed=3"
-    model = "model.dim=16 model.layers=1 model.max_steps=32 model.max_epochs=2 max_minutes=0.5 threads=1"
+    model = "model.dim=16 model.layers=1 model.max_steps=32 model.max_epochs=2 max_minutes=0.5 threads=1 "
+    model += "model.refit_epochs=0"  # for the validation split to be a test as well
     run_command("simulate", [f"out={market}", *sizes.split()])
     run_command("prepare", [f"dataset={market}", f"out={prepared}", *dates.split()])
     run_command("train", ["model=two_tower", f"prepared={prepared}", f"out={run}", *model.split()])

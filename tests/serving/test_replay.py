@@ -315,6 +315,21 @@ def test_validation_is_replayed_without_knowing_the_test_day(
         assert not {row["video_id"] for row in rows} & met.get(int(name.removeprefix("validation:")), set())
 
 
+def test_towers_that_have_learnt_from_validation_are_not_asked_about_it(
+    published: Published, tmp_path: Path, capsys
+):
+    run = shutil.copytree(published.run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    assert record["splits"] == 1
+    (run / "run.json").write_text(json.dumps(record | {"splits": 2}))
+    refit = Published(published.market, run, tmp_path / "bundles", "")
+    assert publish(refit, refit.bundles, "as_of=validation") == 0
+    capsys.readouterr()
+    assert command("replay", refit, tmp_path / "out", "split=validation", "baseline=none") == 2
+    assert "towers have learnt from the validation split" in capsys.readouterr().err
+    assert command("replay", refit, tmp_path / "out", "split=test", "baseline=none") == 0
+
+
 REPLAY_REFUSALS = {
     "gain=purchases": "choose auto, any or one of",
     "k=0": "k=0 must be at least 1",
