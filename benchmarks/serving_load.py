@@ -2,12 +2,13 @@
 
     python benchmarks/serving_load.py BUNDLES DATASET [against=pipeline,fastapi,litserve,ray] [workers=2]
         [seconds=8] [candidates=500] [users=2000] [p99_ms=100] [first_rate=8] [peer_python=PATH] [seed=1]
-        [words=KEY=VALUE,…]
+        [compiled=DIR] [words=KEY=VALUE,…]
 
 Open loop from a second process: Poisson arrivals at a fixed rate whether or not answers came back, latency
 from the moment a request was due, users of DATASET drawn by Zipf's law. The rate doubles while p99 stays
 within its bound and no answer fails or is degraded; then it is narrowed down to a twelfth. Store: SQLite,
-warmed from DATASET. ``words`` are further arguments of ``shopreel serve``.
+warmed from DATASET. ``compiled`` and ``words`` are further arguments of ``shopreel serve``; the pipeline is
+compiled too, the others run eager PyTorch.
 Every figure stands beside the CPU time per page, which means something even where other programs keep the
 machine busy. ``pipeline`` is ranking and page building alone, without HTTP and store, sixteen requests at a
 time, in as many processes as there are workers. BUNDLES comes from ``shopreel publish``; for a million
@@ -68,7 +69,7 @@ def main(bundles: str, dataset: str, *words: str) -> None:
     options: dict[str, Any] = {
         "against": "pipeline,fastapi,litserve,ray", "workers": 2, "seconds": 8.0, "candidates": 500,
         "users": 2000, "p99_ms": 100.0, "first_rate": 8.0, "peer_python": sys.executable, "seed": 1,
-        "words": "",
+        "compiled": "", "words": "",
     }  # fmt: skip
     for word in words:
         name, _, value = word.partition("=")
@@ -98,7 +99,8 @@ def _shopreel(bundles: Path, warmed: Path, folder: Path, options: dict[str, Any]
     store = shutil.copyfile(warmed, folder / "shopreel.db")
     words = [
         f"workers={options['workers']}", f"feed.candidates={options['candidates']}", "feed.budget_ms=1000",
-        "http.page=false", "poll_s=3600", *filter(None, options["words"].split(",")),
+        "http.page=false", "poll_s=3600", f"compiled={options['compiled'] or 'null'}",
+        *filter(None, options["words"].split(",")),
     ]  # fmt: skip
     server = Server(bundles, f"sqlite:///{store}", folder / "shopreel", words)
     try:
@@ -255,7 +257,7 @@ def _pipelines(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
         str(options["candidates"]),
         str(options["ids"]),
     ]
-    command = [sys.executable, __file__, "pipeline", *words]
+    command = [sys.executable, __file__, "pipeline", *words, options["compiled"]]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD)
         for _ in range(options["workers"])
@@ -268,7 +270,7 @@ def _pipelines(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
     return load
 
 
-def pipeline(bundle: Path, warmed: Path, seconds: float, candidates: int, ids: str) -> None:
+def pipeline(bundle: Path, warmed: Path, seconds: float, candidates: int, ids: str, compiled: str) -> None:
     """Ranking and page building alone, in this process, in batches of sixteen, one thread."""
     import torch
 
@@ -284,7 +286,7 @@ def pipeline(bundle: Path, warmed: Path, seconds: float, candidates: int, ids: s
     from serving.state.protocol import DAY_MS
 
     torch.set_num_threads(1)
-    live = load_bundle(bundle)
+    live = load_bundle(bundle, threads=1, compiled=Path(compiled) if compiled else None)
     store = open_store(
         f"sqlite:///{warmed}", Limits(512, 90 * DAY_MS, DAY_MS, DAY_MS, 365 * DAY_MS, 30 * DAY_MS)
     )
@@ -364,7 +366,7 @@ def _cpu_s(pid: int) -> float:
 if __name__ == "__main__":
     kinds: dict[str, list[Callable[[str], Any]]] = {
         "generate": [int, float, float, str, int],
-        "pipeline": [Path, Path, float, int, str],
+        "pipeline": [Path, Path, float, int, str, str],
     }
     job = {"generate": generate, "pipeline": pipeline}.get(sys.argv[1])
     if job is not None:
