@@ -135,6 +135,17 @@ def test_candidates_are_fetched_deeper_when_rules_leave_too_few(tmp_path: Path) 
     world.close()
 
 
+def test_what_was_hidden_stays_hidden_when_what_was_seen_may_return(world: World) -> None:
+    hide = ActionEvent(event_id="h", user_id=5, video_id=6, action=Label.hide, scope=HideScope.video)
+    like = ActionEvent(event_id="l", user_id=5, video_id=7, action=Label.like)
+    world.service.events(EventsRequest(events=[hide, like]))
+    assert not {6, 7} & set(ids(ask(world, size=4)))
+    world.now_ms += 100 * DAY_MS  # seen_ttl_ms is 90 days
+    shown = ids(ask(world, size=4))
+    assert 7 in shown
+    assert 6 not in shown
+
+
 def test_diversity_moves_a_video_down_that_is_like_one_before_it(tmp_path: Path) -> None:
     # alike are videos with the same last digit: 13 and 23 are copies of 3 to the fake ranker
     slate = replace(NO_PREFERENCES, diversity=0.5)
