@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.synthetic import synthetic
@@ -52,11 +53,14 @@ from training.retrieval import RetrievalObjective
 
 ROUNDS = 5
 RULE = UpdateRule(learning_rate=1e-3, weight_decay=0.01, dense_table_rows=500_000, table_learning_rate=0.02)
+#: The ranker's default recipe, read without Hydra.
 RANKER = SimpleNamespace(
-    field_dim=8, dim=32, width=256, heads=2, cross_layers=1, cross_rank=32, experts=3, hidden=64, dropout=0.3,
-    id_dropout=0.7, id_rows=20, max_steps=64, half_life_days=[3.0, 30.0], watch_bins=20, watch_groups=20,
-    watch_weight=1.0, order_weight=0.1, counterfactual_weight=0.0,
-)  # fmt: skip
+    **yaml.safe_load(
+        (Path(__file__).resolve().parent.parent / "configs" / "model" / "ranker.yaml").read_text(
+            encoding="utf-8"
+        )
+    )
+)
 #: Measured at the start: matrix products by precision in flop/s, copies in bytes/s.
 LIMITS: dict[str, float] = {}
 ROWS: list[dict[str, Any]] = []

@@ -6,8 +6,9 @@ Vectors of 64 dimensions around as many centres as fit a thousand to each, of le
 and users around the same centres. Every index is built by ``serving.index`` as ``publish`` builds it, its
 width tuned on 100 users for recall@100 of ``recall=`` (0.99) against exact search and measured on 100 others.
 Then single queries of ``serving.retriever`` (with exact scores of what the index found): median of five
-rounds of 100, with the range. Every index lives in a process of its own: its peak of resident memory includes
-the vectors.
+rounds of up to 100, with the range. The seconds of building include the tuning, which asks exact search for
+the truth of all users (``clock=cpu``: the process's own seconds). Every index lives in a process of its own:
+its peak of resident memory includes the vectors.
 """
 
 import json
@@ -57,7 +58,10 @@ def measure(folder: Path, kind: str, arguments: dict[str, str]) -> dict[str, flo
     words = ["two_tower=RUN", "dataset=DATASET", "out=BUNDLES", f"index.kind={kind}"]
     (wanted,) = choices(len(vectors_ND) - 1, K, compose("publish", words, CONFIG).index)
     target = float(arguments.get("recall", "0.99"))
+    clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
+    began = clock()
     _, found = build_index(folder, vectors_ND, user_UD, [wanted], recall_target=target, seed=0)
+    built = clock() - began
     index, size = None, 0.0
     if kind != "exact":
         from dataclasses import replace
@@ -69,13 +73,13 @@ def measure(folder: Path, kind: str, arguments: dict[str, str]) -> dict[str, flo
     rates = []
     retriever.search(user_UD[:1], K)
     for _ in range(5):
-        began, number = time.perf_counter(), 0
-        while number < 100 and (number < 20 or time.perf_counter() - began < 3):
+        began, number = clock(), 0
+        while number < 100 and (number < 20 or clock() - began < 1.5):
             retriever.search(user_UD[number : number + 1], K)
             number += 1
-        rates.append(number / (time.perf_counter() - began))
+        rates.append(number / (clock() - began))
     return {
-        "build_s": found["build_seconds"], "recall": found["recall"], "width": found["tuned"]["width"],
+        "build_s": built, "recall": found["recall"], "width": found["tuned"]["width"],
         "file_GiB": size, "peak_GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "rate": statistics.median(rates), "low": min(rates), "high": max(rates),
     }  # fmt: skip

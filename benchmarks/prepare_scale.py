@@ -190,6 +190,9 @@ def main(arguments: dict[str, str]) -> None:
             for system in systems:
                 found[system].append(measured(system, folder, arguments))
                 print(f"  {system} {found[system][-1][0]:.1f} s", flush=True)
+        if (folder / "prepared").exists():
+            size = sum(file.stat().st_size for file in (folder / "prepared" / "sequences").iterdir())
+            print(f"prepared sequences of {size / 2**30:.2f} GiB, {size / rows:.1f} bytes an impression")
         ours = statistics.median(seconds for seconds, _ in found[systems[0]])
         for system, runs in found.items():
             seconds = [one for one, _ in runs]

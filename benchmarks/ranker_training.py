@@ -51,7 +51,7 @@ def shopreel(folder: Path, clock: Clock, rounds: int, steps: int) -> dict[str, A
     prepared = (
         Prepared.open(path) if path.exists() else synthetic(path, users=2_000, videos=100_000, steps=128)
     )
-    RANKER.max_steps = steps
+    RANKER.max_steps, RANKER.attention_steps = max(steps, 1), min(steps, RANKER.attention_steps)
     features = build_features(prepared, half_life_days=(3.0, 30.0), max_steps=steps)
     loader = RankingLoader(prepared, features, split=0, batch_size=BATCH, seed=1)
     bins = watch_bins(RANKER, prepared, loader)
@@ -66,7 +66,7 @@ def shopreel(folder: Path, clock: Clock, rounds: int, steps: int) -> dict[str, A
     rates = []
     for _ in range(rounds):
         began, rows = clock(), 0
-        for batch, _ in islice(stream, 20):
+        for batch, _ in islice(stream, 8):
             train(placement, batch)
             rows += batch.examples
         rates.append(rows / (clock() - began))
@@ -106,7 +106,7 @@ def deepctr(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), columns)
     model.compile("adam", loss=["binary_crossentropy"] * TASKS)
-    x, y = inputs(20 * BATCH)
+    x, y = inputs(8 * BATCH)
     model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
     rates = []
     for _ in range(rounds):
@@ -131,7 +131,7 @@ def rechub(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), ROWS)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    x, y = inputs(20 * BATCH)
+    x, y = inputs(8 * BATCH)
     x, y = {name: torch.from_numpy(ids) for name, ids in x.items()}, torch.from_numpy(y).float()
 
     def epoch() -> None:
@@ -159,7 +159,7 @@ def work(arguments: dict[str, str]) -> dict[str, Any]:
     rounds, dense = int(arguments.get("rounds", "5")), int(arguments.get("dense", "0"))
     match arguments["worker"]:
         case "shopreel":
-            return shopreel(Path(arguments["folder"]), clock, rounds, 64)
+            return shopreel(Path(arguments["folder"]), clock, rounds, 128)
         case "no_history":
             return shopreel(Path(arguments["folder"]), clock, rounds, 1)
         case "deepctr":
