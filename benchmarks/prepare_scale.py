@@ -151,8 +151,8 @@ def stream(folder: Path, arguments: dict[str, str]) -> None:
         prepared, TargetWeights({"click": 1.0}, 0.0), tokens=16_384, max_steps=128, n_uniform=1024, seed=0
     )
     examples = sum(batch.examples for batch in loader.epoch())
-    if examples != loader.targets_total:
-        raise SystemExit(f"{examples} positives streamed of {loader.targets_total}")
+    if examples != loader.queries_total:
+        raise SystemExit(f"{examples} positives streamed of {loader.queries_total}")
     print(f"{examples:,} positives", file=sys.stderr)
 
 

@@ -28,7 +28,7 @@ def shopreel(rows: int, generator: torch.Generator) -> Step:
     from torch import nn
 
     from models.embeddings import PlainTables, bag_means
-    from models.losses import sampled_softmax
+    from models.losses import Targets, softmax_loss
     from training.optimizers import Optimizers, RowWiseAdagrad, build_adamw
 
     class Tower(nn.Module):
@@ -64,7 +64,8 @@ def shopreel(rows: int, generator: torch.Generator) -> Step:
         video = nn.functional.normalize(
             bag_means(table, candidates, torch.arange(len(candidates) + 1), sparse=True)
         )
-        sampled_softmax(user, video, target, weight, temperature, nothing, correction).backward()
+        targets = Targets.single(target, weight, nothing)
+        softmax_loss(user, video, targets, temperature, correction).backward()
         optimizers.step()
 
     return step

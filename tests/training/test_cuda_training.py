@@ -11,7 +11,7 @@ from data.targets import TargetWeights
 from models.embeddings import PlainTables, dense_widths, table_rows
 from models.inference import UserEncoder, embed_catalogue
 from models.layers import BlockKind
-from models.losses import full_softmax, sampled_softmax
+from models.losses import Targets, softmax_loss
 from models.similarity import Similarity
 from models.two_tower import TwoTower, TwoTowerShape
 from tests.training.worlds import checkerboard
@@ -112,16 +112,10 @@ def test_the_loss_rounds_products_alone(sampled):
 
     def loss_and_gradient(device, autocast):
         parts = [t.to(device, copy=True).requires_grad_() for t in (user, video)]
-        rest = (
-            target.to(device), torch.ones(300, device=device), torch.tensor(0.08, device=device),
-            hidden.to(device),
-        )  # fmt: skip
+        targets = Targets.single(target.to(device), torch.ones(300, device=device), hidden.to(device))
+        temperature = torch.tensor(0.08, device=device)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            loss = (
-                sampled_softmax(*parts, *rest, correction.to(device))
-                if sampled
-                else full_softmax(*parts, *rest)
-            )
+            loss = softmax_loss(*parts, targets, temperature, correction.to(device) if sampled else None)
         loss.backward()
         return loss.detach().cpu(), *(part.grad.cpu() for part in parts)
 
