@@ -1,6 +1,6 @@
 """Train on 1, then 2, then 4, then 2, then 1 process, and compare every step with one process alone.
 
-    python benchmarks/resharding.py prepared=PREPARED [ranks=1,2,4,2,1] [every=4]
+    python benchmarks/resharding.py prepared=PREPARED [ranks=1,2,4,2,1] [every=4] [tokens=2048] [epochs=1]
 
 Each job gets SIGKILL in all its processes once it has written a checkpoint of its own, the next one, of
 another size, resumes it; the last one finishes. Tables are cut over the processes by TorchRec (gloo), with
@@ -19,10 +19,9 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-TOKENS = 2048
 WORDS = [
     "model=two_tower", "device=cpu", "threads=1", "log_steps=1", "model.dim=16", "model.layers=1",
-    "model.dropout=0", "model.id_dropout=0", "model.max_epochs=1", "model.optimizer.dense_table_rows=10",
+    "model.dropout=0", "model.id_dropout=0", "model.optimizer.dense_table_rows=10",
     "model.full_softmax_below=1000000",
 ]  # fmt: skip
 
@@ -35,8 +34,9 @@ def start(out: Path, arguments: dict[str, str], world: int, *words: str) -> list
     root = Path(__file__).resolve().parent.parent
     command = [
         sys.executable, "-W", "ignore", "-m", "shopreel", "train", f"prepared={arguments['prepared']}",
-        f"out={out}", f"checkpoint_steps={arguments.get('every', '4')}", f"model.tokens={TOKENS // world}",
-        *WORDS, *words,
+        f"out={out}", f"checkpoint_steps={arguments.get('every', '4')}",
+        f"model.tokens={int(arguments.get('tokens', '2048')) // world}",
+        f"model.max_epochs={arguments.get('epochs', '1')}", *WORDS, *words,
     ]  # fmt: skip
     jobs = []
     for rank in range(world):
