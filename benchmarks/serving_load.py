@@ -37,6 +37,8 @@ from benchmarks.serving_world import Client, Server, wait_for
 
 #: The highest rate that went well and the lowest that did not are at most this far apart in the end.
 NARROW = 1.09
+#: Seconds for which a connection is kept; servers close those that are idle for five.
+FRESH_S = 2.0
 #: For all but the server, which sees to it itself: threads that wait for work keep whole cores busy.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -214,13 +216,17 @@ async def _send_all(
     weights = [
         1 / (rank + 8) for rank in range(len(users))
     ]  # Zipf, its head cut: the first is 1 in 50 of 2,000
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
     latencies: list[float] = []
     statuses = Counter[str]()
 
     async def ask(user: Any, due: float) -> None:
         try:
-            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+            since, reader, writer = idle.pop() if idle else (0.0, None, None)
+            if reader is None or writer is None or time.monotonic() - since > FRESH_S:
+                if writer is not None:
+                    writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
             body = json.dumps({"user_id": user})
             head = "POST /v1/feed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
@@ -231,7 +237,7 @@ async def _send_all(
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             statuses[type(error).__name__] += 1
             return
-        idle.append((reader, writer))
+        idle.append((time.monotonic(), reader, writer))
         whole = b'"degraded":["' not in page
         statuses[fields[0].split(" ")[1] if whole else "degraded"] += 1
         if " 200 " in fields[0] and whole:
@@ -243,7 +249,7 @@ async def _send_all(
         await asyncio.sleep(max(0.0, start + at - time.monotonic()))
         tasks.append(asyncio.create_task(ask(user, start + at)))
     await asyncio.gather(*tasks)
-    for _, writer in idle:
+    for _, _, writer in idle:
         writer.close()
     return latencies, statuses
 
