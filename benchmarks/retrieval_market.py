@@ -1,10 +1,10 @@
 """Rankings of a simulated market of 100,000 videos against its truth, on warm and on cold videos.
 
-    python benchmarks/retrieval_market.py FOLDER [users=5000] [videos=100000] [minutes=6] [asked=600] [seed=1]
+    python benchmarks/retrieval_market.py FOLDER [users=5000] [minutes=6] [asked=600] [gain=long_view]
 
 Simulates a market into ``FOLDER`` in which 20 % of the videos come out on the test day, trains towers with
 their defaults on one thread, publishes, and asks for ``asked`` users of the test split (what is in ``FOLDER``
-already is kept). Printed is the true expected ndcg@20 of long views (1: the best possible order) among all
+already is kept). Printed is the true expected ndcg@20 of ``gain`` (1: the best possible order) among all
 videos that are out and allowed in the user's market, seen ones left out, and apart among warm ones (shown to
 anybody before the test day) and cold ones. EASE is the exact one, solved by users instead of videos; the
 counting models have read the histories up to the test day, and counted all but the validation day.
@@ -32,12 +32,12 @@ from serving.held_out import open_log, user_requests
 from shopreel import run_command
 from training.baselines import engagements
 
-K, BATCH, BLOCK, RIDGE, GAIN = 20, 64, 256, 500.0, "long_view"
+K, BATCH, BLOCK, RIDGE = 20, 64, 256, 500.0
 VALIDATION, TEST, END, FIRST_DAY = "2026-03-14", "2026-03-15", "2026-03-16", 13
 Scorer = Callable[[list[UserRequest]], np.ndarray]
 
 
-def build(folder: Path, options: dict[str, int]) -> None:
+def build(folder: Path, options: dict[str, Any]) -> None:
     """Every command up to the bundle, as far as its result is not there yet."""
     market, prepared, tower = folder / "market", folder / "prepared", folder / "two_tower"
     size = [f"{name}={options[name]}" for name in ("users", "videos", "seed")]
@@ -105,8 +105,10 @@ def scorers(folder: Path, bundle: Bundle) -> dict[str, Scorer]:
 
 def main(path: str, *words: str) -> None:
     """Build what is missing, ask, print a table."""
-    options: dict[str, int] = {"users": 5000, "videos": 100_000, "minutes": 6, "asked": 600, "seed": 1}
-    options |= {name: int(value) for name, _, value in (word.partition("=") for word in words)}
+    options: dict[str, Any] = {"users": 5000, "videos": 100_000, "minutes": 6, "asked": 600, "seed": 1}
+    options["gain"] = "long_view"
+    options |= {n: type(options[n])(value) for n, _, value in (word.partition("=") for word in words)}
+    gain_label = options["gain"]
     torch.set_num_threads(1)
     folder = Path(path)
     build(folder, options)
@@ -120,7 +122,7 @@ def main(path: str, *words: str) -> None:
     warm_N = np.isin(market.video_ids, shown.to_numpy())
     cold_N = market.world.videos.live_day >= FIRST_DAY
     batches = user_requests(
-        bundle, log, "test", gain=GAIN, k=K, rules=False, memory_limit_gb=2.0, history_steps=1_000_000
+        bundle, log, "test", gain=gain_label, k=K, rules=False, memory_limit_gb=2.0, history_steps=1_000_000
     )
     asked = [request for batch in batches for request in batch.requests]
     asked = [asked[p] for p in np.random.default_rng(0).permutation(len(asked))[: options["asked"]]]
@@ -140,7 +142,7 @@ def main(path: str, *words: str) -> None:
         said = {name: score(users)[:, rows_N] for name, score in rankers.items()}
         ids = bundle.users.ids(np.array([user.user_row for user in users])).to_pylist()
         for place, (request, user_id) in enumerate(zip(part, ids, strict=True)):
-            truth_N = candidate_scores(market, user_id, Question(time=begin_ms, quantity=GAIN))
+            truth_N = candidate_scores(market, user_id, Question(time=begin_ms, quantity=gain_label))
             truth_N[np.isin(rows_N, request.exclude_rows)] = -np.inf
             for kind, mask_N in among.items():
                 candidates = np.flatnonzero(mask_N & np.isfinite(truth_N))
