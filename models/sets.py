@@ -21,7 +21,5 @@ class SetEncoder(nn.Module):
         """States ``[B, S + 1, D]``: position h knows the user and the first h videos."""
         start_B1D = (self.start + user_token_BD)[:, None]
         sums_BSD = torch.cat([start_B1D, video_ND[steps.video_BS]], dim=1).cumsum(1)
-        count_S1 = torch.arange(1, sums_BSD.shape[1] + 1, device=sums_BSD.device, dtype=sums_BSD.dtype)[
-            :, None
-        ]
-        return sums_BSD / count_S1.sqrt()
+        count_S = torch.arange(1, sums_BSD.shape[1] + 1, device=sums_BSD.device, dtype=sums_BSD.dtype)
+        return sums_BSD / count_S.sqrt()[:, None]
