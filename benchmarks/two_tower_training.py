@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,7 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
         weight_decay=rates.weight_decay,
         dense_table_rows=rates.dense_table_rows,
         table_learning_rate=rates.table_learning_rate,
+        average=recipe.average,
     )
     tables = tables_factory(ALONE, sharded=False, dense_table_rows=rule.dense_table_rows)
     model = TwoTower(shape_of(recipe, prepared), tables=tables)
@@ -83,8 +84,10 @@ def shopreel(arguments: dict[str, str], shape: dict[str, int], folder: Path) -> 
         placement.loss(batch).backward()
         placement.optimizers.clip(rates.clip_norm)
         placement.optimizers.step()
+        placement.optimizers.follow(next(number))
 
     model.train()
+    number = count(1)
     steps, rounds = int(arguments.get("steps", "20")), int(arguments.get("rounds", "5"))
     stream = loader.epoch()
     for batch in islice(stream, 3):
