@@ -1,4 +1,4 @@
-"""The towers of a log without order: what comes first makes no difference, and a state knows its prefix alone."""
+"""The towers of a log without order: what comes first changes nothing, and a state knows its prefix alone."""
 
 import numpy as np
 import torch
