@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data.errors import ConfigError
+from data.locations import only_local
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def staged_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Pa
     When the block raises, the scratch directory is removed and an older ``out`` stays as it was.
     An ``out`` that exists and is not empty is refused unless ``overwrite``.
     """
-    target = Path(out).absolute()
+    target = only_local("out", out).absolute()
     refuse_existing(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -39,7 +40,7 @@ def staged_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Pa
 
 def refuse_existing(out: str | Path, *, overwrite: bool) -> None:
     """Raise before any work when ``out`` is taken: a non-empty directory or a file."""
-    target = Path(out)
+    target = only_local("out", out)
     if target.is_file():
         raise ConfigError(f"out={out} is a file; choose a directory")
     if not overwrite and target.is_dir() and any(target.iterdir()):
@@ -67,10 +68,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
+class Readable(Protocol):
+    """A path, or a file under a URL."""
+
+    def read_text(self, encoding: str = ...) -> str:
+        """The whole content."""
+        ...
+
+
+def read_json(path: str | Readable) -> Any:
     """Parse a JSON file; a missing or broken one raises a one-line :class:`ConfigError`."""
+    file = Path(path) if isinstance(path, str) else path
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

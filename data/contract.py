@@ -9,12 +9,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.contract_values import check_values
-from data.dataset import Dataset, read_info
+from data.dataset import Dataset
 from data.errors import ContractError
 from data.schema import ID, LABELS, TABLES, Column, is_id
+from data.storage import File, read_schema
 
 #: Columns that name the same thing and must therefore share one type, int64 or string.
 SAME_ID = ("user_id", "video_id", "product_id")
@@ -33,8 +33,7 @@ def open_dataset(
     ``videos`` lacks. ``tables`` limits the values that are read, never the types. ``now`` replaces the clock
     in the test for times in the future. Raises :class:`ContractError`, one line, on the first breach.
     """
-    root = Path(path)
-    dataset = Dataset(root, read_info(root))
+    dataset = Dataset.open(path)
     check_types(dataset)
     time_zone(dataset.info.time_zone)
     latest = (now or datetime.now(UTC)) + timedelta(days=1)
@@ -49,18 +48,20 @@ def check_types(dataset: Dataset) -> None:
     """
     if not dataset.has("events"):
         raise ContractError(f"{dataset.path}: no events/ and no events.parquet; every dataset needs its log")
-    seen: dict[str, tuple[str, Path]] = {}
+    seen: dict[str, tuple[str, File]] = {}
     for table, columns in TABLES.items():
         if not dataset.has(table):
             continue
-        if (dataset.path / table).exists() and (dataset.path / f"{table}.parquet").exists():
+        if len(dataset.locations(table)) > 1:
             raise ContractError(f"{dataset.path}: has both {table}/ and {table}.parquet; remove one")
         files = dataset.files(table)
         if not files:
-            raise ContractError(f"{dataset.path / table}: no .parquet file in it; import again")
+            raise ContractError(f"{dataset.path}/{table}: no .parquet file in it; import again")
         schema = _read_schema(files[0])
         for file in files[1:]:
             _check_alike(files[0], schema, file, _read_schema(file))
+        for file in files:
+            _refuse_hidden(dataset.name_of(file), schema, columns)
         for column in columns.values():
             _check_column(files[0], schema, column)
         for name, kind in _id_types(schema):
@@ -86,15 +87,15 @@ def time_zone(name: str) -> tzinfo:
         ) from None
 
 
-def _read_schema(file: Path) -> pa.Schema:
+def _read_schema(file: File) -> pa.Schema:
     try:
-        return pq.read_schema(file)
+        return read_schema(file)
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise ContractError(f"{file}: not a whole Parquet file ({why}); copy or import it again") from None
 
 
-def _check_alike(first: Path, expected: pa.Schema, file: Path, schema: pa.Schema) -> None:
+def _check_alike(first: File, expected: pa.Schema, file: File, schema: pa.Schema) -> None:
     for name in expected.names:
         if schema.get_field_index(name) < 0:
             raise ContractError(f"{file}, column {name}: missing, but {first} has it; write all files alike")
@@ -108,7 +109,17 @@ def _check_alike(first: Path, expected: pa.Schema, file: Path, schema: pa.Schema
             raise ContractError(f"{first}, column {name}: missing, but {file} has it; write all files alike")
 
 
-def _check_column(file: Path, schema: pa.Schema, column: Column) -> None:
+def _refuse_hidden(file: str, schema: pa.Schema, columns: Collection[str]) -> None:
+    """A column of the contract that stands in a directory's name alone, as ``market=de/``, would be lost."""
+    for part in file.split("/")[:-1]:
+        name = part.partition("=")[0]
+        if "=" in part and name in columns and schema.get_field_index(name) < 0:
+            raise ContractError(
+                f"{file}, column {name}: stands in the directory's name only; write it into the files as well"
+            )
+
+
+def _check_column(file: File, schema: pa.Schema, column: Column) -> None:
     count = len(schema.get_all_field_indices(column.name))
     if count > 1:
         raise ContractError(f"{file}, column {column.name}: there {count} times; keep one")

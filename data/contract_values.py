@@ -8,16 +8,15 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.dataset import Dataset
 from data.errors import ContractError
 from data.schema import KEYS, LABELS, SPLITS, TABLES
+from data.storage import File, let_duckdb_read, read_schema
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 TIMES = ("event_time", "action_time", "publish_time")
@@ -84,7 +83,7 @@ def _check_values(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, table: str, latest: datetime
 ) -> None:
     files = dataset.files(table)
-    schema = pq.read_schema(files[0])
+    schema = read_schema(files[0])
     rules = list(_rules(table, schema, latest))
     labels = [name for name in LABELS if table == "events" and schema.get_field_index(name) >= 0]
     # sum() instead of count_if(): rows where the condition is null do not break the rule.
@@ -107,7 +106,7 @@ def _check_values(
         _check_unique(connection, files, KEYS[table])
 
 
-def _check_unique(connection: duckdb.DuckDBPyConnection, files: list[Path], key: str) -> None:
+def _check_unique(connection: duckdb.DuckDBPyConnection, files: list[File], key: str) -> None:
     repeated = f"select {key} from rows group by {key} having count(*) > 1"
     (count,) = _query(connection, files, f"select count(*) from ({repeated})")[0]
     if count:
@@ -127,7 +126,9 @@ def _check_unknown_videos(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, table: str, max_unknown_share: float
 ) -> None:
     files = dataset.files(table)
-    videos = f"select video_id from read_parquet({_literal(dataset.files('videos'))})"
+    listed = dataset.files("videos")
+    let_duckdb_read(connection, listed)
+    videos = f"select video_id from read_parquet({_literal(listed)}, hive_partitioning = false)"
     missing = f"from rows anti join ({videos}) using (video_id)"
     ((total,),) = _query(connection, files, "select count(*) from rows")
     ((unknown,),) = _query(connection, files, f"select count(*) {missing}")
@@ -143,7 +144,7 @@ def _check_unknown_videos(
 
 
 def _first(
-    connection: duckdb.DuckDBPyConnection, files: list[Path], column: str, broken: str
+    connection: duckdb.DuckDBPyConnection, files: list[File], column: str, broken: str
 ) -> tuple[str, int, str | None]:
     # A timestamp far outside the calendar cannot become a Python datetime, so it travels as text.
     found = _query(
@@ -168,25 +169,31 @@ def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
             connection.close()
 
 
-def _query(connection: duckdb.DuckDBPyConnection, files: list[Path], sql: str) -> list[tuple[Any, ...]]:
+def _query(connection: duckdb.DuckDBPyConnection, files: list[File], sql: str) -> list[tuple[Any, ...]]:
     """Run ``sql`` over the view ``rows``: all columns of ``files`` plus ``filename``, ``file_row_number``."""
-    source = f"read_parquet({_literal(files)}, filename = true, file_row_number = true)"
+    let_duckdb_read(connection, files)
+    options = "filename = true, file_row_number = true, hive_partitioning = false"
+    source = f"read_parquet({_literal(files)}, {options})"
     try:
         found: list[tuple[Any, ...]] = connection.execute(
             f"with rows as (select * from {source}) {sql}"
         ).fetchall()
     except duckdb.OutOfMemoryException as error:
-        raise ContractError(f"{files[0].parent}: memory ran out ({_one_line(error)})") from None
+        raise ContractError(f"{_folder(files[0])}: memory ran out ({_one_line(error)})") from None
     except duckdb.Error as error:
         raise ContractError(
-            f"{files[0].parent}: a file is damaged ({_one_line(error)}); copy or import it again"
+            f"{_folder(files[0])}: a file is damaged ({_one_line(error)}); copy or import it again"
         ) from None
     return found
 
 
-def _literal(files: list[Path]) -> str:
+def _literal(files: list[File]) -> str:
     quoted = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     return f"[{quoted}]"
+
+
+def _folder(file: File) -> str:
+    return str(file).rpartition("/")[0]
 
 
 def _one_line(error: Exception) -> str:

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from data.atomic import read_json, staged_directory, write_json
+from data.atomic import read_json, write_json
 from data.errors import ContractError
 from data.schema import SCHEMA_VERSION, TABLES
+from data.storage import File, Folder, RemoteFile, RemoteFolder, open_folder, staged_output
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,32 +42,69 @@ class DatasetInfo:
 class Dataset:
     """An opened dataset directory; see ``data.contract.open_dataset`` for one that was checked."""
 
-    path: Path
+    path: Folder
     info: DatasetInfo
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Dataset":
+        """Open the dataset at a path or URL by its ``dataset.json``, without a look at its tables."""
+        folder = open_folder(path)
+        return cls(folder, read_info(folder))
 
     def has(self, table: str) -> bool:
         """Whether the optional ``table`` is there."""
-        return self.location(table) is not None
+        return bool(self.locations(table))
 
-    def location(self, table: str) -> Path | None:
-        """The directory or file of ``table``, or None."""
-        for candidate in (self.path / table, self.path / f"{table}.parquet"):
-            if candidate.exists():
-                return candidate
-        return None
+    def locations(self, table: str) -> list[str]:
+        """What holds ``table``, relative to ``path``: a directory, one file, nothing, or (a mistake) both."""
+        if isinstance(self.path, RemoteFolder):
+            names = self.path.files
+            directory = any(name.startswith(f"{table}/") for name in names)
+            return [f"{table}/"] * directory + [f"{table}.parquet"] * (f"{table}.parquet" in names)
+        return [name for name in (f"{table}/", f"{table}.parquet") if (self.path / name).exists()]
 
-    def files(self, table: str) -> list[Path]:
-        """The Parquet files of ``table`` in name order; empty where the table is missing."""
-        location = self.location(table)
-        if location is None:
+    def files(self, table: str) -> list[File]:
+        """The Parquet files of ``table`` in name order; empty where the table is missing.
+
+        A directory may have any depth; what begins with ``_`` or ``.`` in it belongs to other systems.
+        """
+        found = self.locations(table)
+        if not found:
             return []
-        return sorted(location.rglob("*.parquet")) if location.is_dir() else [location]
+        if found[0] == f"{table}.parquet":
+            return [self.path / found[0]]
+        if isinstance(self.path, RemoteFolder):
+            files: list[tuple[str, File]] = [
+                (name.removeprefix(found[0]), file)
+                for name, file in self.path.files.items()
+                if name.startswith(found[0])
+            ]
+        else:
+            root = self.path / table
+            files = [(file.relative_to(root).as_posix(), file) for file in sorted(root.rglob("*.parquet"))]
+        return [
+            file
+            for name, file in files
+            if name.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in name.split("/"))
+        ]
+
+    def name_of(self, file: File) -> str:
+        """The name of one of ``files`` relative to the dataset."""
+        if isinstance(self.path, RemoteFolder):
+            assert isinstance(file, RemoteFile)
+            return file.path.removeprefix(f"{self.path.root}/")
+        assert isinstance(file, Path)
+        return file.relative_to(self.path).as_posix()
 
     def scan(self, table: str) -> ds.Dataset:
         """A lazy Arrow dataset over all files of ``table``."""
         files = self.files(table)
         if not files:
             raise ContractError(f"{self.path}: table {table} has no Parquet file")
+        first = files[0]
+        if isinstance(first, RemoteFile):
+            paths = [file.path for file in files if isinstance(file, RemoteFile)]
+            return ds.dataset(paths, format="parquet", filesystem=first.filesystem)
         return ds.dataset([str(file) for file in files], format="parquet")
 
     def read(self, table: str) -> pa.Table:
@@ -74,9 +112,9 @@ class Dataset:
         return self.scan(table).to_table()
 
 
-def read_info(path: Path) -> DatasetInfo:
+def read_info(path: Folder) -> DatasetInfo:
     """Parse ``dataset.json`` under ``path``; refuse an unknown schema version or key."""
-    if not path.is_dir():
+    if not (path.files if isinstance(path, RemoteFolder) else path.is_dir()):
         raise ContractError(f"dataset={path}: no such directory; make one with shopreel import or simulate")
     raw = read_json(path / "dataset.json")
     if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
@@ -93,8 +131,8 @@ def read_info(path: Path) -> DatasetInfo:
 
 @contextmanager
 def writing_dataset(out: str | Path, info: DatasetInfo, *, overwrite: bool = False) -> Iterator[Path]:
-    """Stage a dataset directory: write tables into the yielded path, ``dataset.json`` comes last."""
-    with staged_directory(out, overwrite=overwrite) as scratch:
+    """Stage a dataset at a path or URL: write tables into the yielded path, ``dataset.json`` comes last."""
+    with staged_output(out, overwrite=overwrite) as scratch:
         yield scratch
         write_json(scratch / "dataset.json", asdict(info))
 

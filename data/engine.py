@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import ConfigError
+from data.storage import File, RemoteFile, let_duckdb_read
 
 BATCH_ROWS = 250_000
 
@@ -34,15 +35,41 @@ class Session:
     backend: Any
     scratch: Path
 
-    def parquet(self, files: Sequence[Path]) -> ir.Table:
-        """A lazy table over Parquet files of one schema."""
+    def parquet(self, files: Sequence[File]) -> ir.Table:
+        """A lazy table over Parquet files of one schema; DuckDB reads URLs through fsspec, Spark by itself.
+
+        Raises :class:`ConfigError` where Spark has no connector for a URL.
+        """
         paths = [str(file) for file in files]
         if self.engine is Engine.spark:
-            frame = self.backend._session.read.parquet(*paths)
+            frame = self._spark_frame(paths, remote=any(isinstance(file, RemoteFile) for file in files))
             name = f"shopreel_{ibis.util.guid()}"
             frame.createOrReplaceTempView(name)
             return self.backend.table(name)
-        return self.backend.read_parquet(paths)
+        let_duckdb_read(self.backend.con, files)
+        name = f"shopreel_{ibis.util.guid()}"
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        # not read_parquet: ibis installs an extension of DuckDB for URLs, and fsspec reads them already
+        self.backend.con.execute(
+            f"create view {name} as select * from read_parquet([{listed}], hive_partitioning = false)"
+        )
+        return self.backend.table(name)
+
+    def _spark_frame(self, paths: list[str], *, remote: bool) -> Any:
+        if not remote:
+            return self.backend._session.read.parquet(*paths)
+        # Hadoop's connector for S3 goes by another name
+        paths = [
+            f"s3a://{path.removeprefix('s3://')}" if path.startswith("s3://") else path for path in paths
+        ]
+        try:
+            return self.backend._session.read.parquet(*paths)
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ConfigError(
+                f"{paths[0]}: Spark cannot read it ({reason}); give Spark the connector of that store "
+                "(spark.jars.packages), or use engine=duckdb"
+            ) from None
 
     def lookup(self, rows: pa.Table) -> ir.Table:
         """A lazy table over rows of this process, to join with: written to ``scratch`` as Parquet."""

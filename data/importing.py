@@ -22,14 +22,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from data.atomic import refuse_existing, write_json
+from data.atomic import write_json
 from data.contract import open_dataset, time_zone
 from data.dataset import DatasetInfo, writing_dataset
 from data.engine import Engine, Session, open_engine
 from data.errors import ConfigError, ContractError
+from data.locations import local_path
 from data.readers.draft import Draft, Reader, ReaderOptions
 from data.readers.staging import Backend, Staging
 from data.readers.writing import Span, write_draft
+from data.storage import local_copy, refuse_taken
 
 
 class Source(Enum):
@@ -76,9 +78,9 @@ CONFIG = ImportConfig
 
 def run(config: ImportConfig) -> None:
     """Read, write, check, and only then move the dataset into place; print the report and what is next."""
-    refuse_existing(config.out, overwrite=config.overwrite)
-    raw = Path(config.raw)
-    if not raw.exists():
+    refuse_taken(config.out, overwrite=config.overwrite)
+    raw = local_path(config.raw)
+    if raw is not None and not raw.exists():
         raise ConfigError(f"raw={raw}: no such file or directory")
     options = ReaderOptions(
         like_from_rating=config.like_from_rating, validation_share=config.validation_share, seed=config.seed
@@ -88,12 +90,13 @@ def run(config: ImportConfig) -> None:
     with writing_dataset(config.out, info, overwrite=config.overwrite) as directory:
         scratch = directory / ".staged"
         scratch.mkdir()
-        with open_engine(
-            config.engine,
-            memory_limit_gb=config.memory_limit_gb,
-            temp_directory=scratch,
-            threads=config.threads,
-        ) as session:
+        with (
+            local_copy(config.raw, scratch) as raw,
+            open_engine(
+                config.engine, memory_limit_gb=config.memory_limit_gb, temp_directory=scratch,
+                threads=config.threads,
+            ) as session,
+        ):  # fmt: skip
             backend = backend_of(session)
             with _steps(backend) as on_step:
                 staging = Staging(backend, session.scratch, on_step)
@@ -102,7 +105,7 @@ def run(config: ImportConfig) -> None:
         shutil.rmtree(scratch)
         for name, value in asdict(draft.info).items():
             setattr(info, name, value)
-        _check(directory, info, Path(config.out))
+        _check(directory, info, config.out)
     console = Console()
     console.print(draft.report.render(f"{info.name}: {config.out}"))
     for note in info.notes:
@@ -121,12 +124,12 @@ def backend_of(session: Session) -> Backend:
     return DuckDBBackend(session)
 
 
-def _check(directory: Path, info: DatasetInfo, out: Path) -> None:
+def _check(directory: Path, info: DatasetInfo, out: str) -> None:
     write_json(directory / "dataset.json", asdict(info))
     try:
         open_dataset(directory)
     except ContractError as error:
-        where = str(error).replace(str(directory), str(out))
+        where = str(error).replace(str(directory), out)
         raise ContractError(f"nothing written, the raw files break the contract: {where}") from None
 
 

@@ -150,7 +150,7 @@ class SequenceLoader:
         if total == 0:
             names = ", ".join(sorted(self.weights.labels)) or "none"
             raise ValueError(
-                f"{self.prepared.path}: no training impression has a label that targets weigh ({names}); "
+                f"{self.prepared.name}: no training impression has a label that targets weigh ({names}); "
                 "set target.weights for a label of this log, or target.impression above 0"
             )
         return total, per_video, shown

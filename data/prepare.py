@@ -13,7 +13,6 @@ import pyarrow as pa
 from rich.console import Console
 
 from data.ahead import ahead
-from data.atomic import refuse_existing, staged_directory
 from data.columns import align, column
 from data.contract import open_dataset, time_zone
 from data.dataset import Dataset
@@ -32,6 +31,7 @@ from data.records import Block, Log, Rows, count_impressions, distinct, extent_o
 from data.schema import LABELS, SPLITS
 from data.shards import CONTEXT_STEPS, NEW_STEPS, ShardWriter
 from data.split import SplitMode, choose_split, moment
+from data.storage import refuse_taken, staged_output
 from data.vocabulary import Vocabulary
 
 I64 = npt.NDArray[np.int64]
@@ -127,14 +127,14 @@ CONFIG = PrepareConfig
 
 def run(config: PrepareConfig) -> None:
     """Check, split, stream, encode; print the counts and the next command."""
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_taken(config.out, overwrite=config.overwrite)
     dataset = open_dataset(config.dataset, max_unknown_share=config.max_unknown_share)
     with (
         open_engine(
             config.engine, memory_limit_gb=config.memory_limit_gb, temp_directory=config.temp_directory,
             threads=config.threads,
         ) as session,
-        staged_directory(config.out, overwrite=config.overwrite) as scratch,
+        staged_output(config.out, overwrite=config.overwrite, scratch=config.temp_directory) as scratch,
     ):  # fmt: skip
         log = open_log(session, dataset, config)
         rows = rows_of(session, log, seed=config.seed)

@@ -5,10 +5,12 @@
 (numbers per catalogue row), ``sequences/part-*.parquet`` (absent from the copy inside a run).
 """
 
+import atexit
 import hashlib
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from data.atomic import read_json, write_json
 from data.errors import ContractError
 from data.features import EncodedTable, FeatureSpec
+from data.storage import File, RemoteFolder, open_folder
 from data.vocabulary import Vocabulary
 
 I64 = npt.NDArray[np.int64]
@@ -47,8 +50,10 @@ SEQUENCES = pa.schema(
 
 @dataclass(slots=True)
 class Prepared:
-    """An opened PREPARED directory.
+    """An opened PREPARED directory; ``name`` is what it was opened as, a path or URL.
 
+    What a URL names is downloaded into ``path``, for as long as the process lives, but for the shards, which
+    are read where they lie, one by one.
     ``catalogue``: video_id ↔ row of ``video_table``; ``users``: user_id ↔ row of ``user_table``.
     ``video_train_count`` int64[N + 1]: training impressions per catalogue row; ``video_train_true``
     int64[N + 1, L]: how many of them had each label of ``data.schema.LABELS`` true.
@@ -75,14 +80,27 @@ class Prepared:
     video_train_count: I64
     video_train_true: I64
     video_raw: dict[str, I64]
-    shards: list[Path]
+    shards: list[File]
+    name: str
 
     @classmethod
     def open(cls, path: str | Path) -> "Prepared":
         """Read everything but the sequences; a damaged or missing part raises :class:`ContractError`."""
-        root = Path(path)
+        folder = open_folder(path)
+        if isinstance(folder, Path):
+            return cls._open(folder, str(path), folder)
+        root = Path(tempfile.mkdtemp(prefix="shopreel-prepared-"))
+        atexit.register(shutil.rmtree, root, ignore_errors=True)
+        folder.download(root, leave_out="sequences/")
+        try:
+            return cls._open(root, str(path), folder)
+        except ContractError as error:
+            raise ContractError(str(error).replace(str(root), str(path))) from None
+
+    @classmethod
+    def _open(cls, root: Path, name: str, shards: Path | RemoteFolder) -> "Prepared":
         if not (root / "prepared.json").is_file():
-            raise ContractError(f"prepared={path}: no prepared.json there; make it with shopreel prepare")
+            raise ContractError(f"prepared={name}: no prepared.json there; make it with shopreel prepare")
         manifest = read_json(root / "prepared.json")
         if not isinstance(manifest, dict) or manifest.get("schema_version") != PREPARED_VERSION:
             raise ContractError(
@@ -92,15 +110,15 @@ class Prepared:
             stated, parts = manifest["hash"], [part["file"] for part in manifest["shards"]]
             spec = FeatureSpec.from_json(manifest["feature_spec"])
             names = [_plain_name(name) for name in manifest["vocabularies"]]
-            named = {name: root / "vocabularies" / f"{name}.parquet" for name in names}
-            index = {name: Vocabulary.load(named.pop(name)) for name in INDEXES}
+            named = {key: root / "vocabularies" / f"{key}.parquet" for key in names}
+            index = {key: Vocabulary.load(named.pop(key)) for key in INDEXES}
         except (KeyError, TypeError, AttributeError) as error:
             raise ContractError(f"{root}/prepared.json: lacks {error}; prepare again") from None
-        vocabularies = {name: Vocabulary.load(file) for name, file in named.items()}
-        for name, vocabulary in {**index, **vocabularies}.items():
-            if vocabulary.hash != manifest["vocabularies"][name]:
+        vocabularies = {key: Vocabulary.load(file) for key, file in named.items()}
+        for key, vocabulary in {**index, **vocabularies}.items():
+            if vocabulary.hash != manifest["vocabularies"][key]:
                 raise ContractError(
-                    f"{root}/vocabularies/{name}.parquet: does not belong to this prepared.json"
+                    f"{root}/vocabularies/{key}.parquet: does not belong to this prepared.json"
                 )
         if stated != manifest_hash(manifest):
             raise ContractError(f"{root}/prepared.json: was changed after it was written; prepare again")
@@ -110,7 +128,7 @@ class Prepared:
             video_table=EncodedTable.load(root / "videos.safetensors"),
             user_table=EncodedTable.load(root / "users.safetensors"),
             video_train_count=counts["train_count"], video_train_true=counts["train_true_count"],
-            video_raw=raw, shards=_shards(root, parts),
+            video_raw=raw, shards=_shards(shards, parts), name=name,
         )  # fmt: skip
         prepared._check()
         return prepared
@@ -205,11 +223,14 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _shards(root: Path, names: list[str]) -> list[Path]:
-    if not (root / "sequences").is_dir():
+def _shards(root: Path | RemoteFolder, names: list[str]) -> list[File]:
+    wanted = [f"sequences/{_plain_name(name)}" for name in names]
+    if isinstance(root, RemoteFolder):
+        lost = [name for name in wanted if name not in root.files]
+    elif (root / "sequences").is_dir():
+        lost = [name for name in wanted if not (root / name).is_file()]
+    else:
         return []
-    shards = [root / "sequences" / _plain_name(name) for name in names]
-    for shard in shards:
-        if not shard.is_file():
-            raise ContractError(f"{shard}: missing; prepare again")
-    return shards
+    if lost:
+        raise ContractError(f"{root}/{lost[0]}: missing; prepare again")
+    return [root / name for name in wanted]

@@ -209,7 +209,7 @@ def _tasks(prepared: Prepared) -> tuple[tuple[str, ...], tuple[float, ...]]:
     chosen = [place for place in range(len(LABELS)) if 0 < true[place] < known[place]]
     if not chosen:
         raise ValueError(
-            f"{prepared.path}: no label is known both true and false in training; a ranker needs impressions "
+            f"{prepared.name}: no label is known both true and false in training; a ranker needs impressions "
             "with outcomes, not a log of positives alone"
         )
     return tuple(LABELS[place] for place in chosen), tuple(float(true[p] / known[p]) for p in chosen)

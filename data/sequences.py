@@ -5,11 +5,11 @@ exactly one window, at the position that knows what was known at its moment and 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from data.storage import File, read_parquet
 
 STEP_COLUMNS = ("step_video", "step_time_ms", "step_actions", "step_known", "step_watch_ms", "step_surface")
 EXAMPLE_COLUMNS = (
@@ -40,9 +40,9 @@ class Sequences:
         return cls(users, step_offsets, steps, example_offsets, examples)
 
     @classmethod
-    def read(cls, shard: Path) -> "Sequences":
+    def read(cls, shard: File) -> "Sequences":
         """Read one Parquet shard."""
-        return cls.of(pq.read_table(shard))
+        return cls.of(read_parquet(shard))
 
     @property
     def num_rows(self) -> int:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from data.atomic import refuse_existing
 from data.compose import compose
 from data.dataset import DatasetInfo, writing_dataset
 from data.errors import ConfigError
@@ -11,6 +10,7 @@ from data.simulator.log import LABELS_IN_EVENTS, LogCounts
 from data.simulator.market import Market
 from data.simulator.settings import MarketSettings
 from data.simulator.truth import FOLDER
+from data.storage import refuse_taken
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def market_settings(*overrides: str) -> MarketSettings:
 
 def run(config: SimulateConfig) -> None:
     """Simulate the market and write the dataset; the same config writes the same bytes."""
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_taken(config.out, overwrite=config.overwrite)
     settings = _market(config)
     info = DatasetInfo(
         name=f"simulated-{config.seed}",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from data.counters import DecayedCounts
 from data.prepared import Prepared
 from data.split import SplitMode
+from data.storage import read_parquet
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -109,7 +109,7 @@ def training_trend(prepared: Prepared, splits: int = 1) -> Trend:
     parts = [np.zeros((0, 3), np.int64)]
     for shard in prepared.shards:
         columns = ["example_video", "example_time_ms", "example_split"]
-        table = pq.read_table(shard, columns=columns)
+        table = read_parquet(shard, columns)
         video, time_ms, split = (table[name].combine_chunks().flatten().to_numpy() for name in columns)
         kept = split < splits
         pairs = np.stack([video[kept], days_before(time_ms[kept], end_ms)], axis=1)

@@ -6,17 +6,16 @@ mean what the system could have known.
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from data.dataset import Dataset, read_info
+from data.dataset import Dataset
 from data.errors import ContractError
+from data.storage import read_schema
 from evaluation.arrays import Floats, Ints
 from evaluation.ids import Directory, id_words
 from evaluation.tables import Kind, batches, check_columns
@@ -52,7 +51,7 @@ class Catalogue:
 
 def read_catalogue(path: str, truth: Truth) -> Catalogue:
     """Read a dataset directory (CONTRACTS section 1) as far as this evaluation needs it."""
-    dataset = Dataset(Path(path), read_info(Path(path)))
+    dataset = Dataset.open(path)
     _check(dataset)
     videos, users, products = (
         dataset.read(t) if dataset.has(t) else None for t in ("videos", "users", "products")
@@ -151,7 +150,7 @@ def _check(dataset: Dataset) -> None:
     }
     for table, required in wanted.items():
         for file in dataset.files(table):
-            check_columns("dataset", file, pq.read_schema(file), required)
+            check_columns("dataset", file, read_schema(file), required)
 
 
 def _distinct_videos(events: ds.Dataset) -> pa.ChunkedArray:

@@ -9,6 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from data.errors import ConfigError, ContractError
+from data.storage import File
 
 BATCH_ROWS = 1 << 20
 SHOW_PROGRESS_ROWS = 5_000_000
@@ -72,7 +73,7 @@ def open_table(key: str, path: str | Path, required: Mapping[str, Kind]) -> ds.D
     return ds.dataset([str(file) for file in files], format=_format(files[0]))
 
 
-def check_columns(key: str, file: Path, schema: pa.Schema, required: Mapping[str, Kind]) -> None:
+def check_columns(key: str, file: File, schema: pa.Schema, required: Mapping[str, Kind]) -> None:
     """Refuse a missing column or one of another kind, naming file, column and mend."""
     for name, kind in required.items():
         index = schema.get_field_index(name)

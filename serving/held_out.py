@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from data.contract import check_types
-from data.dataset import Dataset, read_info
+from data.dataset import Dataset
 from data.errors import ConfigError
 from data.held_out import HeldOutRules, held_out_requests
 from data.records import Rows as RowsOf
@@ -32,9 +31,8 @@ class HeldOutBatch:
 
 
 def open_log(path: str) -> Dataset:
-    """Open a dataset directory after checking what its Parquet footers tell."""
-    root = Path(path)
-    dataset = Dataset(root, read_info(root))
+    """Open the dataset at a path or URL after checking what its Parquet footers tell."""
+    dataset = Dataset.open(path)
     check_types(dataset)
     return dataset
 

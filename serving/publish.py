@@ -20,12 +20,13 @@ import pyarrow as pa
 from rich.console import Console
 
 from data.contract import check_types
-from data.dataset import Dataset, read_info
+from data.dataset import Dataset
 from data.engine import Engine, open_engine
 from data.errors import ConfigError, ContractError
 from data.fingerprint import fingerprint
 from data.held_out import HeldOutRules
 from data.history import UserHistory, UserRequest
+from data.locations import only_local
 from data.prepared import Prepared
 from data.schema import SPLITS
 from models.bundle import (
@@ -64,10 +65,9 @@ def run(config: PublishConfig) -> None:
     """Publish, and print what the bundle holds and the next command."""
     trained = open_run(config.two_tower, "two_tower")
     ranker = _ranker(config, trained)
-    path = Path(config.dataset)
-    dataset = Dataset(path, read_info(path))
+    dataset = Dataset.open(config.dataset)
     check_types(dataset)
-    bundles = Path(config.out).absolute()
+    bundles = only_local("out", config.out).absolute()
     with _draft(bundles) as draft:
         prepared = _tables(config, trained, dataset, draft)
         if ranker is not None and prepared is not trained.prepared:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data.errors import ConfigError
+from data.locations import only_local
 from models.bundle import Bundle
 from serving.exact import Hits
 from serving.golden import check_golden
@@ -20,7 +21,7 @@ CONFIG = RecommendConfig
 
 def run(config: RecommendConfig) -> None:
     """Rank and write the run table; it appears whole or not at all."""
-    out = Path(config.out).absolute()
+    out = only_local("out", config.out).absolute()
     if out.is_dir():
         raise ConfigError(f"out={config.out} is a directory; name a file, such as {config.out}/run.parquet")
     if out.exists() and not config.overwrite:

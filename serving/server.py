@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
 from data.contract import check_types
-from data.dataset import Dataset, read_info
+from data.dataset import Dataset
 from data.errors import ConfigError
 from serving.app import create_app
 from serving.edge import JsonLines
@@ -262,8 +262,7 @@ def _warm(config: ServeConfig, store: Store, clock_ms: Callable[[], int]) -> Non
 
 
 def _log(config: ServeConfig) -> Dataset:
-    path = Path(config.warm_from or "")
-    dataset = Dataset(path, read_info(path))
+    dataset = Dataset.open(config.warm_from or "")
     check_types(dataset)
     return dataset
 

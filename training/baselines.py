@@ -42,7 +42,7 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     weights = TargetWeights(dict(recipe.target.weights), recipe.target.impression)
     users = [user for shard in prepared.shards for user in engagements(Sequences.read(shard), weights)]
     if not any(len(user.rows) for user in users):
-        raise ConfigError(f"{prepared.path}: no training impression has a label that model.target weighs")
+        raise ConfigError(f"{prepared.name}: no training impression has a label that model.target weighs")
     baseline = fit(recipe, users, len(prepared.catalogue), config.seed)
     baseline.targets = weights
     gain = gain_mask(prepared, recipe.validation.gain)

@@ -39,7 +39,7 @@ def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) 
     for part, split in ((loader, "training"), (held, "validation")):
         if not part.targets_total:
             raise ConfigError(
-                f"{prepared.path}: no labelled impression in the {split} split; widen model.train_days, or "
+                f"{prepared.name}: no labelled impression in the {split} split; widen model.train_days, or "
                 "prepare with other split dates"
             )
     bins = watch_bins(recipe, prepared, loader)

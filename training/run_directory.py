@@ -12,6 +12,7 @@ import torch
 
 from data.atomic import read_json, refuse_existing, staged_directory, write_json
 from data.errors import ConfigError
+from data.locations import local_path
 from data.prepared import Prepared
 from training.checkpoint import Progress, remove_leftovers
 from training.config import TrainConfig
@@ -96,7 +97,7 @@ def write_run(
             "kind": config.model.name,
             "seed": config.seed,
             "fingerprint": fingerprint,
-            "prepared": {"path": str(Path(config.prepared).absolute()), "hash": prepared.manifest["hash"]},
+            "prepared": {"path": _absolute(config.prepared), "hash": prepared.manifest["hash"]},
             "config": plain(config),
             "best": best,
             "splits": splits,
@@ -107,6 +108,11 @@ def write_run(
     if not (out / "prepared").exists():
         with staged_directory(out / "prepared") as scratch:
             prepared.save_tables(scratch)
+
+
+def _absolute(path: str) -> str:
+    local = local_path(path)
+    return path if local is None else str(local.absolute())
 
 
 def plain(value: Any) -> Any:

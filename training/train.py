@@ -6,6 +6,7 @@ Joins the other processes of the job, opens the data and hands over to what trai
 import sys
 
 from data.errors import ConfigError
+from data.locations import only_local
 from data.prepared import Prepared
 from training.baselines import train_baseline
 from training.config import BaselineConfig, TableKind, TrainConfig, TwoTowerConfig
@@ -20,6 +21,7 @@ CONFIG = TrainConfig
 
 def run(config: TrainConfig) -> int:
     """Train the configured model; 1 where the job lost one of its processes, else 0."""
+    only_local("out", config.out)
     connect, cuda = config.tables is TableKind.torchrec, wants_cuda(config.device)
     try:
         with open_ranks(connect=connect, cuda=cuda, timeout_minutes=config.timeout_minutes) as ranks:

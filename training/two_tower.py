@@ -163,7 +163,7 @@ def _data(
     held = held_out(prepared, 1, gain, recipe.validation.max_users, max_steps_of(recipe, prepared))
     if not held.requests:
         raise ConfigError(
-            f"{prepared.path}: no user has an unseen positive in the validation split; choose another "
+            f"{prepared.name}: no user has an unseen positive in the validation split; choose another "
             "model.validation.gain, or prepare again with other split dates"
         )
     return loader, held

@@ -9,12 +9,15 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.engine import Session
 from data.errors import ConfigError, ContractError
 from data.readers.files import broken_json_line
 from data.readers.staging import TextFormat
 
+#: Rows of one file of a log, about 400 MB. DuckDB's own splitting does not keep the order of the rows.
+PART_ROWS = 20_000_000
 _TYPES = {"int64": "BIGINT", "float64": "DOUBLE", "string": "VARCHAR"}
 _ENCODINGS = {"utf-8": "utf-8", "latin-1": "latin-1"}
 
@@ -84,6 +87,8 @@ class DuckDBBackend:
     def write(self, rows: ir.Table, path: Path) -> None:
         """See :class:`data.readers.staging.Backend`."""
         self._copy(self._ibis.compile(rows), path)
+        if path.suffix != ".parquet":
+            _split(path / "part-00000.parquet", PART_ROWS)
 
     def timestamp(self, micros: ir.IntegerValue) -> ir.Value:
         """See :class:`data.readers.staging.Backend`."""
@@ -107,6 +112,27 @@ class DuckDBBackend:
             if source is None:
                 raise
             raise _malformed(source, str(error)) from None
+
+
+def _split(first: Path, part_rows: int) -> None:
+    """Cut ``part-00000.parquet`` into files, each closed by the batch that brings it to ``part_rows``."""
+    if pq.read_metadata(first).num_rows <= part_rows:
+        return
+    whole = first.rename(first.with_name(".whole"))
+    number, writer, written = 0, None, 0
+    with pq.ParquetFile(whole) as source:
+        for batch in source.iter_batches(min(part_rows, 1 << 16)):
+            if writer is None:
+                part = first.with_name(f"part-{number:05d}.parquet")
+                writer = pq.ParquetWriter(part, source.schema_arrow, compression="zstd")
+            writer.write_batch(batch, row_group_size=1 << 17)
+            written += batch.num_rows
+            if written >= part_rows:
+                writer.close()
+                number, writer, written = number + 1, None, 0
+    if writer is not None:
+        writer.close()
+    whole.unlink()
 
 
 def _malformed(file: Path, message: str) -> ContractError:

@@ -52,6 +52,21 @@ def test_the_report_and_the_next_command(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_long_log_is_cut_into_files_in_its_order(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kuairand(raw)
+    assert main(["import", "source=kuairand", f"raw={folder}", f"out={tmp_path / 'one'}"]) == 0
+    monkeypatch.setattr("data.readers.duckdb_backend.PART_ROWS", 2)
+    assert main(["import", "source=kuairand", f"raw={folder}", f"out={tmp_path / 'cut'}"]) == 0
+    one, cut = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "cut")
+    rows = one.read("events")
+    assert [file.name for file in cut.files("events")] == [
+        f"part-{number:05d}.parquet" for number in range(-(-rows.num_rows // 2))
+    ]
+    assert cut.read("events").equals(rows)
+
+
 def test_a_given_split_needs_no_dates(capsys: pytest.CaptureFixture[str], raw: Path, tmp_path: Path) -> None:
     assert main(["import", "source=sequence", f"raw={sequence(raw)}", f"out={tmp_path / 'out'}"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"out={tmp_path / 'out'}-prepared")

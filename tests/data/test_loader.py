@@ -63,7 +63,7 @@ def make_world(folder, *, users=30, longest=45, shards=3, seed=0, ordered=True):
         paths.append(folder / f"part-{number}.parquet")
         pq.write_table(pa.table(arrays, schema=SEQUENCES), paths[-1])
     prepared = SimpleNamespace(
-        path=folder, shards=paths, catalogue=Vocabulary.build(pa.array(np.arange(VIDEOS))),
+        path=folder, name=str(folder), shards=paths, catalogue=Vocabulary.build(pa.array(np.arange(VIDEOS))),
         manifest={"dataset": {"ordered": ordered}}, video_train_count=train_count,
     )  # fmt: skip
     return prepared, truth
