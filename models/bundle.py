@@ -5,7 +5,7 @@
     manifest.json       facts, checksums, name          models.manifest
     prepared/           id maps, feature spec, encoded videos and users (no sequences)
     two_tower/          weights and shape               models.portable
-    video_vectors.npy   float32[N + 1, D + K]           models.inference: embed_catalogue, with_trend
+    video_vectors.npy   float32[N + 1, D + K + C]       models.inference: final_vectors
     videos.arrow        the raw table, row r = catalogue row r, row 0 null
     products.arrow      the raw table, where the dataset has one
     popularity.arrow    market, video_row, count        what is shown when the model cannot answer

@@ -1,7 +1,7 @@
 """A trained two-tower model at work: the catalogue's vectors, and vectors of users from histories.
 
 Used alike by validation in training, by publish, by replay and by the server.
-Axes: N catalogue rows, B users, S steps, D dimensions.
+Axes: N catalogue rows, B users, S steps, D dimensions, K trend features, C directions.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from data.features import EncodedTable
 from data.history import UserHistory, UserRequest
 from models.embeddings import FeatureBatch
 from models.sequence import Steps
-from models.two_tower import TwoTower
+from models.two_tower import VIDEO_ID, TwoTower
 
 
 @torch.inference_mode()
 def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 8192) -> np.ndarray:
-    """Vectors float32 ``[N + 1, D]`` without a trend; row r is catalogue row r, row 0 the unknown video."""
+    """Learnt vectors float32 ``[N + 1, D]``; row r is catalogue row r, row 0 the unknown video."""
     device = next(model.parameters()).device
     parts = []
     for start in range(0, video_table.num_rows, batch):
@@ -28,11 +28,29 @@ def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 819
     return np.concatenate(parts) if parts else np.zeros((0, model.shape.dim), np.float32)
 
 
-def with_trend(video_ND: np.ndarray, trend_NK: np.ndarray | None) -> np.ndarray:
-    """Final vectors ``[N + 1, D + K]``: the learnt ones beside ``data.trend``'s features of the same rows."""
-    if trend_NK is None:
-        return video_ND
-    return np.concatenate([video_ND, trend_NK.astype(np.float32)], axis=1)
+def final_vectors(
+    model: TwoTower, video_table: EncodedTable, video_ND: np.ndarray, trend_NK: np.ndarray | None
+) -> np.ndarray:
+    """Final vectors ``[N + 1, D + K + C]``: :func:`embed_catalogue`'s beside what is not learnt.
+
+    ``trend_NK`` are ``data.trend``'s features of the same rows, None for a model without a trend.
+    """
+    parts = [video_ND]
+    if trend_NK is not None:
+        parts.append(trend_NK.astype(np.float32))
+    if model.co_engagement is not None:
+        rows = torch.from_numpy(id_rows(video_table)).to(model.co_engagement.table_RC.device)
+        parts.append(model.co_engagement.videos(rows).cpu().numpy())
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else video_ND
+
+
+def id_rows(video_table: EncodedTable) -> np.ndarray:
+    """Row of each video's id in the id table, int64 ``[N + 1]``; 0 for an id that training did not know."""
+    values, offsets = video_table.bags[VIDEO_ID]
+    row_N = np.zeros(video_table.num_rows, np.int64)
+    has_id = np.diff(offsets) > 0
+    row_N[has_id] = np.asarray(values)[np.asarray(offsets)[:-1][has_id]]
+    return row_N
 
 
 def collate_steps(histories: Sequence[UserHistory], max_steps: int) -> Steps:
@@ -64,23 +82,28 @@ class UserEncoder:
     def __init__(
         self, model: TwoTower, user_table: EncodedTable, video_vectors: np.ndarray, device: str = "cpu"
     ) -> None:
-        """``video_vectors`` ``[N + 1, ≥ D]``: history steps read :func:`embed_catalogue`'s D dimensions."""
+        """``video_vectors`` are :func:`final_vectors`, of which histories are read too."""
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.user_table = user_table
         learnt_ND = np.asarray(video_vectors, np.float32)[:, : model.shape.dim]
         self.video_ND = torch.from_numpy(learnt_ND).to(self.device)
+        self.video_NC: torch.Tensor | None = None
+        if model.shape.co_engagement:
+            linear_NC = np.asarray(video_vectors, np.float32)[:, -model.shape.co_engagement :]
+            self.video_NC = torch.from_numpy(linear_NC).to(self.device)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[UserRequest]) -> np.ndarray:
-        """Final user vectors float32 ``[B, D + K]``; an unknown user without history gets the default."""
+        """Final user vectors float32 ``[B, D + K + C]``; an unknown user without history gets the default."""
         if not requests:
             return np.zeros((0, self.model.shape.width), np.float32)
         steps = collate_steps([request.history for request in requests], self.model.shape.max_steps)
         rows = np.array([request.user_row for request in requests], np.int64)
         features = FeatureBatch.of(self.user_table.take(rows)).to(self.device)
         time_ms_B = torch.tensor([request.time_ms for request in requests], dtype=torch.int64)
-        user_BD = self.model.encode_users(
-            steps.to(self.device), self.video_ND, features, time_ms_B.to(self.device)
-        )
+        steps = steps.to(self.device)
+        user_BD = self.model.encode_users(steps, self.video_ND, features, time_ms_B.to(self.device))
+        if self.model.co_engagement is not None and self.video_NC is not None:
+            user_BD = torch.cat([user_BD, self.model.co_engagement.users(steps, self.video_NC)], dim=1)
         return user_BD.float().cpu().numpy()

@@ -1,10 +1,11 @@
 """The two-tower retrieval model: users and videos in one space, compared by ``models.similarity``.
 
-Axes: B users, S history steps, N videos, P positives, D dimensions, K trend features.
+Axes: B users, S history steps, N videos, P positives, D dimensions, K trend features, C directions.
 
-A final vector has D + K dimensions: D that the towers learn, and K that hold the trend, how much the
-video was shown lately (``data.trend``), with the user's weights for it on the other side. The trend needs
-no training to move, and the score stays one inner product. History steps read the first D alone.
+A final vector has D + K + C dimensions: D that the towers learn; K that hold the trend, how much the
+video was shown lately (``data.trend``), with the user's weights for it on the other side; and C of what was
+seen by the same people (``models.co_engagement``), fitted in closed form once the towers are trained. The
+score stays one inner product. The history encoder reads the first D alone.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.co_engagement import CoEngagement
 from models.embeddings import INITIAL_STD, FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
 from models.sequence import GAP_BUCKETS, HistoryEncoder, Steps, log_bucket
 from models.sets import SetEncoder
 from models.similarity import Similarity, finish
 from models.towers import UserToken, VideoTower
+
+#: The feature that tells one video from another.
+VIDEO_ID = "video_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,7 @@ class TwoTowerShape:
 
     ``video_rows`` / ``user_rows`` are embedding-table rows per bag feature, ``*_dense`` the widths of
     dense features, all derived from the ``FeatureSpec``. ``max_steps`` is the longest history read.
-    ``trend`` is K, 0 where days mean nothing.
+    ``trend`` is K, 0 where days mean nothing; ``co_engagement`` is C, 0 where it does not help.
     """
 
     video_rows: dict[str, int]
@@ -46,11 +51,12 @@ class TwoTowerShape:
     use_position: bool
     similarity: Similarity
     trend: int = 0
+    co_engagement: int = 0
 
     @property
     def width(self) -> int:
-        """Dimensions of final vectors, D + K."""
-        return self.dim + self.trend
+        """Dimensions of final vectors, D + K + C."""
+        return self.dim + self.trend + self.co_engagement
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of :meth:`from_json`."""
@@ -84,19 +90,21 @@ class TwoTower(nn.Module):
             # everybody starts as a follower of what is shown, half-lives alike
             nn.init.zeros_(self.trend_out.weight)
             nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
+        rank = shape.co_engagement
+        self.co_engagement = CoEngagement(shape.video_rows[VIDEO_ID], rank) if rank else None
         # scores of the loss are divided by this; it never changes an order
         self.log_temperature = nn.Parameter(
             torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0)
         )
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
-        """Final video vectors without their trend, ``[N, D]``."""
+        """The learnt part of final video vectors, ``[N, D]``."""
         return finish(self.video_tower(features), self.shape.similarity)
 
     def encode_users(
         self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch, time_ms_B: Tensor
     ) -> Tensor:
-        """Final user vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``."""
+        """User vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``."""
         states_BSD = self.encode_states(steps, video_ND, user_features)
         row = torch.arange(states_BSD.shape[0], device=states_BSD.device)
         return self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
@@ -109,7 +117,7 @@ class TwoTower(nn.Module):
     def finish_users(
         self, states_BSD: Tensor, steps: Steps, row_P: Tensor, position_P: Tensor, time_ms_P: Tensor
     ) -> Tensor:
-        """Final user vectors ``[P, D + K]`` of states by row and position, asked for at ``time_ms_P``."""
+        """User vectors ``[P, D + K]`` of states by row and position, asked for at ``time_ms_P``."""
         state_PD = states_BSD[row_P, position_P]
         if self.request_gap is not None:
             state_PD = state_PD + self.request_gap(_request_gap(steps, row_P, position_P, time_ms_P))

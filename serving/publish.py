@@ -41,7 +41,7 @@ from models.bundle import (
     write_arrow,
     write_parts,
 )
-from models.inference import embed_catalogue, with_trend
+from models.inference import embed_catalogue, final_vectors
 from models.manifest import MANIFEST, Manifest, is_bundle_name
 from models.portable import load_two_tower
 from serving.collapse import CollapseReport, collapse_report
@@ -139,9 +139,9 @@ def _fill(
     device = config.device.value
     model = load_two_tower(trained.model, device)
     as_of = config.as_of if prepared is trained.prepared else AsOf.end
-    vectors_ND = embed_catalogue(model, prepared.video_table)
-    if model.shape.trend:
-        vectors_ND = with_trend(vectors_ND, _trend(config, dataset, prepared, as_of))
+    trend_NK = _trend(config, dataset, prepared, as_of) if model.shape.trend else None
+    learnt_ND = embed_catalogue(model, prepared.video_table)
+    vectors_ND = final_vectors(model, prepared.video_table, learnt_ND, trend_NK)
     _refuse_broken(vectors_ND, "video", trained)
     say(f"publish: {len(vectors_ND) - 1:,} videos in {vectors_ND.shape[1]} dimensions")
     sample = sample_users(
@@ -167,7 +167,7 @@ def _fill(
     facts = {
         "models": {"two_tower": trained.facts(
             similarity=model.shape.similarity.value, dim=model.shape.dim, trend=model.shape.trend,
-            as_of=as_of.value,
+            co_engagement=model.shape.co_engagement, as_of=as_of.value,
         )}
         | ({} if ranker is None else {"ranker": ranker.facts()}),
         "features": feature_hashes(prepared),

@@ -63,6 +63,18 @@ class ValidationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CoEngagementConfig:
+    """The linear model beside the towers, fitted in closed form."""
+
+    rank: int = MISSING
+    max_videos: int = MISSING
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.max_videos < 0:
+            raise ValueError("model.co_engagement.rank and model.co_engagement.max_videos must be at least 0")
+
+
+@dataclass(kw_only=True, slots=True)
 class TwoTowerConfig(ModelConfig):
     """The two-tower model, its loss and its recipe."""
 
@@ -82,6 +94,7 @@ class TwoTowerConfig(ModelConfig):
     plateau_factor: float = MISSING
     average: float = MISSING
     refit_epochs: int = MISSING
+    co_engagement: CoEngagementConfig = MISSING
     target: TargetConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     validation: ValidationConfig = MISSING

@@ -1,4 +1,4 @@
-"""What is particular to training the two-tower model: its shape, its loss on a batch, its validation."""
+"""What is particular to training the two-tower model: its shape, its loader, its loss on a batch."""
 
 from dataclasses import replace
 
@@ -13,15 +13,11 @@ from data.targets import TargetWeights
 from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend, training_end_ms
 from models.devices import to_device
 from models.embeddings import FeatureBatch, dense_widths, table_rows
-from models.inference import UserEncoder, embed_catalogue, with_trend
 from models.losses import Moving, Targets, softmax_loss
 from models.sequence import Steps
-from models.two_tower import TwoTower, TwoTowerShape
+from models.two_tower import VIDEO_ID, TwoTower, TwoTowerShape
 from training.config import TwoTowerConfig
-from training.distributed import ALONE, Ranks
-from training.validation import HeldOut, rank_metrics
 
-VIDEO_ID = "video_id"
 #: Added to the score of a video that had not come out yet.
 NOT_OUT = -1e9
 #: Steps read of a log without order, at least.
@@ -204,37 +200,3 @@ def steps_of(batch: Batch, device: torch.device) -> Steps:
         batch.length_B,
     )
     return Steps(*(to_device(array, device) for array in arrays))
-
-
-def validate(
-    model: TwoTower,
-    prepared: Prepared,
-    held: HeldOut,
-    k: int,
-    trend_NK: np.ndarray | None = None,
-    ranks: Ranks = ALONE,
-    batch: int = 512,
-) -> dict[str, float]:
-    """Full-ranking metrics of the held-out requests through the inference path, equal on all ranks.
-
-    ``trend_NK`` is the trend as the split begins, for a model that has one. Each rank
-    embeds its share of the catalogue and ranks its share of the users. Collective.
-    """
-    was_training = model.training
-    model.eval()
-    device = str(next(model.parameters()).device)
-    catalogue, users = prepared.video_table.num_rows, len(held.requests)
-    own_ND = embed_catalogue(model, prepared.video_table.take(ranks.share(catalogue)))
-    video_ND = with_trend(ranks.joined(own_ND, catalogue), trend_NK)
-    encoder = UserEncoder(model, prepared.user_table, video_ND, device)
-    share = ranks.share(users) if users else np.zeros(0, np.int64)
-    requests = [held.requests[user] for user in share]
-    parts = [encoder.encode(requests[i : i + batch]) for i in range(0, len(requests), batch)]
-    user_UD = np.concatenate(parts) if parts else np.zeros((0, model.shape.width), np.float32)
-    model.train(was_training)
-    if ranks.world == 1:
-        return rank_metrics(held, user_UD, video_ND, k)
-    owned = ranks.owned(users)
-    metrics = rank_metrics(held.take(share[:owned]), user_UD[:owned], video_ND, k)
-    totals = ranks.sum([value * owned for value in metrics.values()])
-    return {name: total / max(users, 1) for name, total in zip(metrics, totals, strict=True)}

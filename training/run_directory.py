@@ -77,10 +77,12 @@ def write_run(
     progress: Progress | None = None,
     metric: str | None = None,
     splits: int = 1,
+    **facts: Any,
 ) -> None:
     """Write ``run.json`` and, once, the part of the prepared data that publishing needs.
 
-    ``splits`` is how many splits the model learnt from: 1 training, 2 validation as well.
+    ``splits`` is how many splits the model learnt from: 1 training, 2 validation as well. ``facts`` are
+    further JSON values to record.
     """
     best = None
     if progress is not None and progress.best_epoch >= 0:
@@ -103,6 +105,7 @@ def write_run(
             "splits": splits,
             "seconds": None if progress is None else progress.seconds,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            **facts,
         },
     )
     if not (out / "prepared").exists():

@@ -1,8 +1,9 @@
 """Training of the two-tower model, from prepared data to a portable model.
 
-Two stages. *Selecting* trains on the training split until validation says that more would not help, and
-keeps the best model. *Refitting* goes on from there for a few epochs on training and validation together, so
-that the model that is served has learnt from all that came before the test split.
+Three stages. *Selecting* trains on the training split until validation says that more would not help, and
+keeps the best model. Then validation *weighs* what the same people saw (``training.co_engagement``) beside
+it. *Refitting* goes on from the best model for a few epochs on training and validation together, so that the
+model that is served has learnt from all that came before the test split.
 """
 
 from dataclasses import dataclass, replace
@@ -11,21 +12,24 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.atomic import staged_directory
+from data.atomic import read_json, staged_directory
 from data.errors import ConfigError
 from data.loader import SequenceLoader
 from data.prepared import Prepared
 from data.trend import has_trend, training_trend
+from models.co_engagement import CoEngagement
 from models.portable import save_weights
 from models.two_tower import TwoTower
 from training.checkpoint import Progress, load_checkpoint, remove_checkpoints
+from training.co_engagement import Beside, Choice
 from training.config import TableKind, TrainConfig, TwoTowerConfig
 from training.distributed import Ranks
 from training.loop import Budget, Parts, fit, go_on, is_over
 from training.placement import Task, UpdateRule, place, tables_factory
 from training.precision import set_products, stepping
 from training.process import part_ways, start_process
-from training.retrieval import RetrievalObjective, build_loader, max_steps_of, shape_of, validate
+from training.retrieval import RetrievalObjective, build_loader, max_steps_of, shape_of
+from training.retrieval_validation import HeldVectors, held_vectors
 from training.run_directory import fingerprint_of, open_log, open_run, write_run
 from training.validation import HeldOut, gain_mask, held_out
 
@@ -71,23 +75,31 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     placement = place(task, rule, ranks, device, sharded=sharded)
     part_ways(config.seed, ranks)
 
-    def keep_best(metrics: dict[str, float]) -> None:
+    beside = Beside(recipe, prepared, config.seed)
+
+    def keep_best(metrics: dict[str, float], linear: CoEngagement | None = None) -> None:
         weights = placement.weights()
         if ranks.lead:
+            whole = shape if linear is None else replace(shape, co_engagement=linear.rank)
+            weights = weights if linear is None else weights | linear.weights("co_engagement")
             with staged_directory(out / "model", overwrite=True) as scratch:
-                save_weights(shape, weights, scratch, spec_hash=prepared.spec.hash, metrics=metrics)
+                save_weights(whole, weights, scratch, spec_hash=prepared.spec.hash, metrics=metrics)
 
+    def vectors() -> HeldVectors:
+        return held_vectors(model, prepared, held, trend_NK, ranks)
+
+    goes_on = bool(recipe.refit_epochs or beside.wanted)
     parts = Parts(
         model=model,
         placement=placement,
         loader=loader,
-        validate=lambda: validate(model, prepared, held, recipe.validation.k, trend_NK, ranks),
+        validate=lambda: vectors().metrics(recipe.validation.k, ranks),
         metric=f"ndcg@{recipe.validation.k}",
         keep_best=keep_best,
         checkpoints=out / "checkpoints",
         fingerprint=fingerprint,
         ranks=ranks,
-        best=out / "best" if recipe.refit_epochs else None,
+        best=out / "best" if goes_on else None,
     )
     budget = Budget(
         max_epochs=recipe.max_epochs,
@@ -109,7 +121,8 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     selected = is_over(progress, budget)
     refitted = load("refit") if selected and recipe.refit_epochs else None
     last = refitted or progress
-    if selected and (not recipe.refit_epochs or (refitted and is_over(refitted, refit_budget))):
+    written = selected and read_json(out / "run.json")["best"] is not None
+    if written and (not recipe.refit_epochs or (refitted and is_over(refitted, refit_budget))):
         if ranks.lead:
             how = f"{out}: finished already, nothing to do ({last.stopped})"
             _say_closing(how, out, parts.metric, last, prepared)
@@ -123,11 +136,17 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         if not selected:
             # more time than a broken-off run had: what followed its selection is void
             ranks.on_lead(lambda: remove_checkpoints(out / "refit"))
-            progress = fit(parts, budget, progress, log)
+            progress = last = fit(parts, budget, progress, log)
+        best = load("best") if goes_on else None
+        choice = Choice(0, 0.0, {parts.metric: progress.best_metric})
+        if beside.wanted:
+            with placement.optimizers.averaged():
+                choice = beside.choose(vectors(), recipe.validation.k, ranks)
+            log.say(beside.describe(choice, parts.metric, progress.best_metric))
         if recipe.refit_epochs:
+            assert best is not None
+            refitted = load("refit") if refitted is not None else None
             if refitted is None:
-                best = load("best")
-                assert best is not None
                 refitted = replace(progress, epoch=0, shard=0, batch=0, plateaus=best.plateaus, stopped="")
             stage.loader = build_loader(recipe, prepared, config.seed, ranks.rank, ranks.world, splits=2)
             later = training_trend(prepared, 2) if trend is not None else None
@@ -140,14 +159,18 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
             # before the model is: a record that says too much spoils no test
             ranks.on_lead(lambda: write_run(out, config, prepared, fingerprint, splits=2))
             last = go_on(parts, refit_budget, refitted, log)
+        if goes_on:
             with placement.optimizers.averaged():
-                keep_best({parts.metric: progress.best_metric})
-        else:
-            last = progress
+                linear = beside.weighed(
+                    choice, vectors(), splits=2 if recipe.refit_epochs else 1, ranks=ranks
+                )
+                keep_best(choice.metrics, linear)
     if ranks.lead:
+        last = replace(last, best_metric=choice.metrics[parts.metric])
         write_run(
-            out, config, prepared, fingerprint, last, parts.metric, splits=2 if recipe.refit_epochs else 1
-        )
+            out, config, prepared, fingerprint, last, parts.metric, splits=2 if recipe.refit_epochs else 1,
+            co_engagement={"rank": choice.rank, "share": choice.share},
+        )  # fmt: skip
         _say_closing(f"{out}: done ({progress.stopped})", out, parts.metric, last, prepared)
 
 

@@ -13,7 +13,7 @@ from data.errors import ConfigError
 from data.loader import LoaderPosition
 from data.prepared import Prepared
 from data.schema import LABEL_BIT
-from models.inference import UserEncoder, embed_catalogue
+from models.inference import UserEncoder, embed_catalogue, final_vectors
 from models.portable import load_two_tower
 from tests.training.running import records, train
 from tests.training.worlds import checkerboard, taste
@@ -155,7 +155,8 @@ def test_the_checkerboard_is_learnt(tmp_path):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
     prepared = Prepared.open(tmp_path / "prepared")
     model = load_two_tower(tmp_path / "run" / "model")
-    video_ND = embed_catalogue(model, prepared.video_table)
+    learnt_ND = embed_catalogue(model, prepared.video_table)
+    video_ND = final_vectors(model, prepared.video_table, learnt_ND, None)
     held = held_out(prepared, 2, LABEL_BIT["click"], 1000, 16)
     user_UD = UserEncoder(model, prepared.user_table, video_ND).encode(held.requests)
     above = []

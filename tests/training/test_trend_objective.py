@@ -11,7 +11,8 @@ from models.two_tower import TwoTower
 from tests.data.logs import DAY_MS, at, prepare, write_dataset
 from tests.training.running import SMALL
 from training.config import TrainConfig
-from training.retrieval import RetrievalObjective, build_loader, shape_of, validate
+from training.retrieval import RetrievalObjective, build_loader, shape_of
+from training.retrieval_validation import validate
 from training.validation import gain_mask, held_out
 
 DAYS, LASTS, IN_FASHION = 13, 4, 4

@@ -11,7 +11,8 @@ from models.two_tower import TwoTower
 from tests.training.running import SMALL
 from tests.training.worlds import checkerboard, taste
 from training.config import TrainConfig
-from training.retrieval import shape_of, validate
+from training.retrieval import shape_of
+from training.retrieval_validation import validate
 from training.validation import HeldOut, gain_mask, held_out, rank_metrics
 
 USERS, VIDEOS, STEPS = 30, 24, 12
