@@ -1,6 +1,6 @@
-"""Exact search, scan, HNSW and IVF by catalogue size: build time, memory, recall, queries a second.
+"""Exact search, scan, inverted lists and HNSW by size: build time, memory, recall, queries a second.
 
-    python benchmarks/index_scale.py sizes=100000,1000000,5000000 [kinds=exact,scan,hnsw,ivf] [threads=1]
+    python benchmarks/index_scale.py sizes=100000,1000000 [kinds=exact,scan,ivf_scan,ivf,hnsw] [threads=1]
 
 Vectors of 64 dimensions around as many centres as fit a thousand to each, of lengths that vary by a fifth,
 and users around the same centres. Every index is built by ``serving.index`` as ``publish`` builds it, its
@@ -91,11 +91,11 @@ def main(arguments: dict[str, str]) -> None:
         return
     root, rows = Path(__file__).resolve().parent.parent, []
     head = " ".join(f"{name:>8}" for name in ("build s", "file GiB", "peak GiB", "recall", "width"))
-    print(f"{'videos':>10} {'kind':<6} {head} queries/s")
+    print(f"{'videos':>10} {'kind':<8} {head} queries/s")
     for videos in map(int, arguments.get("sizes", "100000,1000000").split(",")):
         with tempfile.TemporaryDirectory(dir=arguments.get("scratch")) as folder:
             write_vectors(Path(folder), videos)
-            for kind in arguments.get("kinds", "exact,scan,hnsw,ivf").split(","):
+            for kind in arguments.get("kinds", "exact,scan,ivf_scan,ivf,hnsw").split(","):
                 words = [f"{name}={value}" for name, value in arguments.items()]
                 done = subprocess.run(
                     [sys.executable, "-W", "ignore", __file__, *words, f"kind={kind}", f"folder={folder}"],
@@ -104,12 +104,12 @@ def main(arguments: dict[str, str]) -> None:
                 )  # fmt: skip
                 if done.returncode:
                     reason = (done.stderr.strip().splitlines() or ["failed"])[-1]
-                    print(f"{videos:>10,} {kind:<6} {reason}", flush=True)
+                    print(f"{videos:>10,} {kind:<8} not measured: {reason}", flush=True)
                     continue
                 found = json.loads(done.stdout.strip().splitlines()[-1])
                 rows.append({"videos": videos, "kind": kind, **found})
                 print(
-                    f"{videos:>10,} {kind:<6} {found['build_s']:>8.1f} {found['file_GiB']:>8.3f} "
+                    f"{videos:>10,} {kind:<8} {found['build_s']:>8.1f} {found['file_GiB']:>8.3f} "
                     f"{found['peak_GiB']:>8.2f} {found['recall']:>8.4f} {found['width']:>8} "
                     f"{found['rate']:,.0f} ({found['low']:,.0f} – {found['high']:,.0f})", flush=True,
                 )  # fmt: skip

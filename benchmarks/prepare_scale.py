@@ -29,6 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.side_by_side import ROOT, say_missing, spread, times
+
 DAY_US = 86_400_000_000
 FIRST_US = 19_000 * DAY_US
 DAYS = 30
@@ -156,18 +158,20 @@ def stream(folder: Path, arguments: dict[str, str]) -> None:
     print(f"{examples:,} positives", file=sys.stderr)
 
 
-def measured(system: str, folder: Path, arguments: dict[str, str]) -> tuple[float, float]:
-    """Wall seconds and peak GiB of a process of its own."""
+def measured(system: str, folder: Path, arguments: dict[str, str]) -> tuple[float, float] | str:
+    """Wall seconds and peak GiB of a process of its own; or why there are none."""
     for leftover in ("pandas", "sorted.parquet"):
         path = folder / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     words = [f"{key}={value}" for key, value in arguments.items()]
     command = [sys.executable, "-W", "ignore", __file__, *words, f"worker={system}", f"folder={folder}"]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise SystemExit(f"{system} failed: {done.stderr.strip().splitlines()[-1:]}")
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return seconds, float(done.stdout.strip().splitlines()[-1])
 
 
@@ -178,7 +182,11 @@ def main(arguments: dict[str, str]) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
     rows, videos = int(arguments.get("rows", "20000000")), int(arguments.get("videos", "200000"))
-    print(f"{rows:,} impressions, {videos:,} videos, {len(os.sched_getaffinity(0))} cores", flush=True)
+    print(
+        f"{rows:,} impressions, {videos:,} videos, {len(os.sched_getaffinity(0))} core(s), "
+        f"{arguments.get('threads', 'all')} thread(s)",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(dir=arguments.get("scratch")) as scratch:
         folder = Path(scratch)
         write_log(folder / "dataset", rows, videos)
@@ -186,22 +194,32 @@ def main(arguments: dict[str, str]) -> None:
         print(f"log of {size / 2**30:.2f} GiB", flush=True)
         systems = arguments.get("systems", "shopreel,pandas,duckdb").split(",")
         found: dict[str, list[tuple[float, float]]] = {system: [] for system in systems}
-        for _ in range(int(arguments.get("runs", "5"))):
+        missing: dict[str, str] = {}
+        for turn in range(int(arguments.get("runs", "5"))):
             for system in systems:
-                found[system].append(measured(system, folder, arguments))
-                print(f"  {system} {found[system][-1][0]:.1f} s", flush=True)
+                if system in missing:
+                    continue
+                one = measured(system, folder, arguments)
+                if isinstance(one, str):
+                    missing[system] = one
+                    continue
+                found[system].append(one)
+                print(f"  run {turn + 1}: {system} {one[0]:.1f} s", file=sys.stderr)
         if (folder / "prepared").exists():
             size = sum(file.stat().st_size for file in (folder / "prepared" / "sequences").iterdir())
             print(f"prepared sequences of {size / 2**30:.2f} GiB, {size / rows:.1f} bytes an impression")
-        ours = statistics.median(seconds for seconds, _ in found[systems[0]])
-        for system, runs in found.items():
-            seconds = [one for one, _ in runs]
-            median = statistics.median(seconds)
-            print(
-                f"{system:<9} {median:7.1f} s ({min(seconds):.1f} – {max(seconds):.1f})  "
-                f"{rows / median:12,.0f} rows/s  {median / ours:5.2f} × {systems[0]}  "
-                f"peak {max(gib for _, gib in runs):.2f} GiB"
+        seconds = {system: [one for one, _ in runs] for system, runs in found.items() if runs}
+        for system, each in seconds.items():
+            beside = (
+                f"  {times(each, seconds['shopreel'])} shopreel"
+                if "shopreel" in seconds and system != "shopreel"
+                else ""
             )
+            print(
+                f"{system:<9} {spread(each, '.1f')} s  {rows / statistics.median(each):,.0f} rows/s  "
+                f"peak {max(gib for _, gib in found[system]):.2f} GiB{beside}"
+            )
+        say_missing(missing)
 
 
 if __name__ == "__main__":

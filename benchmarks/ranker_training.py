@@ -1,19 +1,18 @@
 """Training of the ranker: rows a second beside DeepCTR-Torch's and torch-rechub's MMoE of the same size.
 
-    python benchmarks/ranker_training.py peers_python=/path/to/python [threads=0] [clock=wall] [rounds=5]
+    python benchmarks/ranker_training.py [runs=5] [threads=0] [clock=wall] [peers_python=…]
 
 All train four tasks on made-up impressions (100,000 videos, 50,000 creators, 2,000 users) in batches of 1,024
 with three experts of 64 and embeddings of 8; the peers' hidden layers are as wide as gives them as many
 parameters beside the tables as shopreel's ranker has. ``shopreel`` is the default recipe: attention of the
 candidate over 64 steps, statistics, watch time; ``no_history`` reads one step, which is the closest to an
 MMoE, that reads none. Both with the loader that makes their batches from the log in a thread, as in a run.
-The peers' rows lie in memory; DeepCTR-Torch runs its own ``fit``, torch-rechub its model under Adam.
+The peers' rows lie in memory; DeepCTR-Torch runs its own ``fit``, torch-rechub its model under Adam. Systems
+take turns: 16 batches a run, after some that do not count; median (range) and the ratio of each turn.
 """
 
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-TASKS, BATCH = 4, 1024
+from benchmarks.side_by_side import in_turns, say_missing, spread, times
+
+TASKS, BATCH, COUNTED = 4, 1024, 16
 ROWS = {"user": 2_001, "market": 13, "video": 100_001, "creator": 50_001, "category": 101, "surface": 4}
 Clock = Callable[[], float]
 
 
-def shopreel(folder: Path, clock: Clock, rounds: int, steps: int) -> dict[str, Any]:
+def shopreel(folder: Path, clock: Clock, steps: int) -> dict[str, Any]:
     """Our recipe with histories of so many steps."""
     from functools import partial
 
@@ -63,16 +64,14 @@ def shopreel(folder: Path, clock: Clock, rounds: int, steps: int) -> dict[str, A
     stream = prefetch(loader)
     for batch, _ in islice(stream, 5):
         train(placement, batch)
-    rates = []
-    for _ in range(rounds):
-        began, rows = clock(), 0
-        for batch, _ in islice(stream, 8):
-            train(placement, batch)
-            rows += batch.examples
-        rates.append(rows / (clock() - began))
+    began, rows = clock(), 0
+    for batch, _ in islice(stream, COUNTED):
+        train(placement, batch)
+        rows += batch.examples
+    rate = rows / (clock() - began)
     stream.close()  # type: ignore[attr-defined]
     dense = sum(p.numel() for n, p in model.named_parameters() if "tables" not in n and "embedding" not in n)
-    return {"rates": rates, "dense": dense}
+    return {"rate": rate, "dense": dense}
 
 
 def inputs(rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -89,7 +88,7 @@ def width_for(dense: int, make: Callable[[int], torch.nn.Module]) -> int:
     return min(sizes, key=lambda width: abs(sizes[width] - dense))
 
 
-def deepctr(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
+def deepctr(clock: Clock, dense: int) -> dict[str, Any]:
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models import MMOE
 
@@ -106,18 +105,16 @@ def deepctr(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), columns)
     model.compile("adam", loss=["binary_crossentropy"] * TASKS)
-    x, y = inputs(8 * BATCH)
+    x, y = inputs(COUNTED * BATCH)
     model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
-    rates = []
-    for _ in range(rounds):
-        began = clock()
-        model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
-        rates.append(len(y) / (clock() - began))
+    began = clock()
+    model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
+    rate = len(y) / (clock() - began)
     size = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
-    return {"rates": rates, "dense": size}
+    return {"rate": rate, "dense": size}
 
 
-def rechub(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
+def rechub(clock: Clock, dense: int) -> dict[str, Any]:
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.multi_task import MMOE
 
@@ -131,7 +128,7 @@ def rechub(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), ROWS)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    x, y = inputs(8 * BATCH)
+    x, y = inputs(COUNTED * BATCH)
     x, y = {name: torch.from_numpy(ids) for name, ids in x.items()}, torch.from_numpy(y).float()
 
     def epoch() -> None:
@@ -144,55 +141,49 @@ def rechub(clock: Clock, rounds: int, dense: int) -> dict[str, Any]:
             optimizer.step()
 
     epoch()
-    rates = []
-    for _ in range(rounds):
-        began = clock()
-        epoch()
-        rates.append(len(y) / (clock() - began))
+    began = clock()
+    epoch()
+    rate = len(y) / (clock() - began)
     size = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
-    return {"rates": rates, "dense": size}
+    return {"rate": rate, "dense": size}
 
 
 def work(arguments: dict[str, str]) -> dict[str, Any]:
     torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
     clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
-    rounds, dense = int(arguments.get("rounds", "5")), int(arguments.get("dense", "0"))
+    dense = int(arguments.get("dense", "0"))
     match arguments["worker"]:
         case "shopreel":
-            return shopreel(Path(arguments["folder"]), clock, rounds, 128)
+            return shopreel(Path(arguments["folder"]), clock, 128)
         case "no_history":
-            return shopreel(Path(arguments["folder"]), clock, rounds, 1)
+            return shopreel(Path(arguments["folder"]), clock, 1)
         case "deepctr":
-            return deepctr(clock, rounds, dense)
+            return deepctr(clock, dense)
         case _:
-            return rechub(clock, rounds, dense)
+            return rechub(clock, dense)
 
 
 def main(arguments: dict[str, str]) -> None:
     if "worker" in arguments:
         print(json.dumps(work(arguments)))
         return
-    root, ours, dense = Path(__file__).resolve().parent.parent, 0.0, 0
+    peers = ("deepctr", "rechub")
     with tempfile.TemporaryDirectory() as folder:
-        for worker in ("shopreel", "no_history", "deepctr", "rechub"):
-            peer = worker in ("deepctr", "rechub")
-            python = arguments.get("peers_python", sys.executable) if peer else sys.executable
-            words = [f"{name}={value}" for name, value in arguments.items()]
-            words += [f"worker={worker}", f"folder={folder}", f"dense={dense}"]
-            done = subprocess.run(
-                [python, "-W", "ignore", __file__, *words], capture_output=True, text=True, check=False,
-                cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-            )  # fmt: skip
-            if done.returncode:
-                print(f"{worker} left out: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-                continue
-            found = json.loads(done.stdout.strip().splitlines()[-1])
-            rates, median = found["rates"], statistics.median(found["rates"])
-            ours, dense = ours or median, dense or found["dense"]
-            print(
-                f"{worker:<11} {median:>9,.0f} ({min(rates):,.0f} – {max(rates):,.0f}) rows/s  "
-                f"{found['dense']:,} dense parameters  shopreel {ours / median:.2f} ×", flush=True,
-            )  # fmt: skip
+        told = arguments | {"folder": folder}
+        found, missing = in_turns(
+            __file__, told, ("shopreel", "no_history", *peers), peers,
+            lambda found: {"dense": found["shopreel"][0]["dense"]} if found["shopreel"] else {},
+        )  # fmt: skip
+    rates = {system: [run["rate"] for run in runs] for system, runs in found.items()}
+    for system, each in rates.items():
+        ratios = "".join(
+            f"  {ours} {times(rates[ours], each, '.2f')}"
+            for ours in ("shopreel", "no_history")
+            if ours in rates and ours != system and system in peers
+        )
+        dense = found[system][0]["dense"]
+        print(f"{system:<11} {spread(each, ',.0f')} rows/s, {dense:,} dense parameters{ratios}")
+    say_missing(missing)
 
 
 if __name__ == "__main__":

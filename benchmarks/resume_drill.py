@@ -1,11 +1,12 @@
 """Kill training again and again, resume it, and compare every step with a run that nobody disturbed.
 
-    python benchmarks/resume_drill.py prepared=PREPARED [kills=20] [seed=0] [epochs=2]
+    python benchmarks/resume_drill.py [prepared=PREPARED] [kills=20] [seed=0] [epochs=2]
 
-The process gets SIGKILL at a random step after its last start, wherever it is (within a step, a validation, a
-checkpoint); the next one starts with ``resume=true``. In the end metrics.jsonl must hold every step once, in
-order, with the undisturbed run's loss to the last bit: dropout, negatives and batches are random, so one
-example lost, repeated or swapped would change it from there on. The weights must be the same bits, too.
+Without ``prepared=`` the log is a small simulated market. The process gets SIGKILL at a random step after its
+last start, wherever it is (within a step, a validation, a checkpoint); the next one starts with
+``resume=true``. In the end metrics.jsonl must hold every step once, in order, with the undisturbed run's loss
+to the last bit: dropout, negatives and batches are random, so one example lost, repeated or swapped would
+change it from there on. The weights must be the same bits, too.
 """
 
 import hashlib
@@ -29,6 +30,19 @@ def command(out: Path, arguments: dict[str, str], *words: str) -> list[str]:
     ]  # fmt: skip
 
 
+def market(folder: Path, environment: dict[str, str]) -> Path:
+    """A simulated log of some 40,000 impressions, prepared."""
+    log, prepared = folder / "log", folder / "prepared"
+    for words in (
+        ["simulate", f"out={log}", "users=600", "videos=1000", "products=300", "days=8"],
+        ["prepare", f"dataset={log}", f"out={prepared}", f"temp_directory={folder}"],
+    ):
+        subprocess.run(
+            [sys.executable, "-m", "shopreel", *words], check=True, capture_output=True, env=environment
+        )
+    return prepared
+
+
 def losses(out: Path) -> list[tuple[int, float]]:
     """(step, loss) as logged; whole lines alone."""
     file = out / "metrics.jsonl"
@@ -49,6 +63,8 @@ def main(arguments: dict[str, str]) -> None:
     generator = random.Random(int(arguments.get("seed", "0")))
     kills = int(arguments.get("kills", "20"))
     with tempfile.TemporaryDirectory() as folder:
+        if "prepared" not in arguments:
+            arguments = arguments | {"prepared": str(market(Path(folder), environment))}
         calm, drilled = Path(folder) / "calm", Path(folder) / "drilled"
         subprocess.run(command(calm, arguments), check=True, capture_output=True, env=environment)
         wanted = losses(calm)

@@ -136,10 +136,8 @@ def main(arguments: dict[str, str]) -> None:
                     env={**os.environ, "PYTHONPATH": str(root)},
                 )  # fmt: skip
                 if done.returncode:
-                    print(
-                        f"{point[curve]:>10,} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}",
-                        flush=True,
-                    )
+                    reason = (done.stderr.strip().splitlines() or ["?"])[-1]
+                    print(f"{point[curve]:>10,} not measured: {reason}", flush=True)
                     continue
                 found = json.loads(done.stdout.splitlines()[-1])
                 points.append(found | {"curve": curve})

@@ -1,38 +1,58 @@
 """The standard set of benchmarks, one after another, into a file of results and a section of the docs.
 
-    python benchmarks/suite.py [only=table_step,index_scale] [peers_python=.venv-peers/bin/python] [list=1]
+    python benchmarks/suite.py [only=table_step,youtube_dnn] [threads=1] [clock=wall] [minutes=120] [list=1]
 
 Every benchmark also runs alone, with sizes of its own: its first lines say how. Here each has a size that
-ends within a few minutes on two cores. What they print goes to the screen, to ``results=`` (JSON with the
-machine, the commit, the command and the seconds of each) and between the two marks of ``docs=``
-(docs/benchmarks.md). Times depend on the machine and on what else runs there; the ratios of one run are what
-to compare.
+ends within some minutes on two cores: how many, is printed before it begins; after three times as many it is
+stopped, and all together after ``minutes=``. One that fails, or is stopped, leaves the others be. Ctrl-C ends
+the set; what was measured by then is kept.
+
+What they print goes to the screen, to ``results=`` (JSON with the machine, the commit, the command and the
+seconds of each) and between the two marks of ``docs=`` (docs/benchmarks.md). Results of earlier sets on the
+same machine stay there until that benchmark runs again: ``only=`` renews some. ``threads=`` bounds all of
+them; ``peers_python=`` is the Python that has the peers (what ``make peers`` installs). Times depend on the
+machine and on what else runs there; the ratios of one run are what to compare.
 """
 
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
-#: Script and arguments.
-STANDARD: dict[str, list[str]] = {
-    "table_step": ["rows=1000000", "rounds=5"],
-    "two_tower_training": ["loss=full", "rounds=5", "steps=5", "peer_steps=18"],
-    "youtube_dnn": ["rounds=5"],
-    "ranker_training": ["rounds=5"],
-    "prepare_scale": ["rows=2000000", "runs=5"],
-    "scaling": ["curves=rows,batch", "seconds=1", "clock=wall"],
-    "index_scale": ["sizes=100000,300000"],
-    "resume_drill": ["kills=5", "epochs=1"],
+WORDS = ("only", "threads", "clock", "minutes", "list", "peers_python", "results", "docs")
+#: A benchmark is stopped after so many times its minutes; shown is the end of what it printed.
+PATIENCE, LINES = 3, 40
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Words for a script, and the minutes that they take on two cores."""
+
+    minutes: float
+    words: tuple[str, ...]
+
+
+STANDARD = {
+    "table_step": Benchmark(2, ("rows=1000000", "rounds=5")),
+    "two_tower_training": Benchmark(15, ("runs=5",)),
+    "youtube_dnn": Benchmark(3, ("runs=5",)),
+    "ranker_training": Benchmark(4, ("runs=5",)),
+    "prepare_scale": Benchmark(3, ("rows=2000000", "runs=5")),
+    "scaling": Benchmark(6, ("curves=rows,batch", "seconds=1")),
+    "index_scale": Benchmark(3, ("sizes=100000,300000",)),
+    "resume_drill": Benchmark(2, ("kills=5", "epochs=1")),
 }
-#: Those that are told where the peers' Python is.
-PEERS = ("two_tower_training", "youtube_dnn", "ranker_training")
 
 
 def machine() -> str:
@@ -45,9 +65,7 @@ def machine() -> str:
         ]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, Python {platform.python_version()}"
-    )
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def commit() -> str:
@@ -58,62 +76,152 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def measured(name: str, words: list[str]) -> dict[str, object]:
-    """Run one benchmark; what it printed, line by line as it comes."""
+def measured(name: str, words: list[str], limit_s: float, hidden: Iterable[str] = ()) -> dict[str, Any]:
+    """Run one benchmark, for so many seconds at most; what it printed, line by line as it comes.
+
+    ``hidden`` words are told to it and not recorded: they name places of this machine.
+    """
     print(f"\n== {name} {' '.join(words)}", flush=True)
-    began, lines = time.perf_counter(), []
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), *words]
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), *words, *hidden]
     process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line.rstrip())
-        print(line, end="", flush=True)
+    said: list[str] = []
+    complained: list[str] = []
+    readers = [
+        threading.Thread(target=_follow, args=arguments, daemon=True)
+        for arguments in ((process.stdout, said, sys.stdout), (process.stderr, complained, sys.stderr))
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        state = "failed" if process.wait(limit_s) else "done"
+    except subprocess.TimeoutExpired:
+        state = f"stopped after {limit_s / 60:.0f} minutes"
+    except KeyboardInterrupt:
+        state = "interrupted"
+    _stop(process)
+    for reader in readers:
+        reader.join(5)
+    if state == "failed":
+        state = f"failed: {(complained or [f'exit code {process.returncode}'])[-1]}"
     return {
-        "name": name, "arguments": words, "exit_code": process.wait(),
-        "seconds": round(time.perf_counter() - began, 1), "output": lines,
+        "name": name, "arguments": words, "state": state, "output": said[-LINES:],
+        "seconds": round(time.perf_counter() - began, 1), "load": round(load, 1), "machine": machine(),
+        "when": f"{datetime.now(UTC):%Y-%m-%d}",
     }  # fmt: skip
 
 
-def section(record: dict[str, object]) -> str:
+def _follow(stream: TextIO, lines: list[str], screen: TextIO) -> None:
+    with stream:
+        for line in stream:
+            lines.append(line.rstrip())
+            print(line, end="", file=screen, flush=True)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End it and all that it started: politely, so that temporary files go too, then not."""
+    for sign, wait_s in ((signal.SIGINT, 15.0), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(wait_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def section(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    of = f"{record['machine']}; commit {record['commit']}, {record['when']}"
-    parts = [BEGIN, "", f"{of}. Standard sizes: not those of the sections above."]
-    for one in record["benchmarks"]:  # type: ignore[attr-defined]
-        state = "" if one["exit_code"] == 0 else f", exit code {one['exit_code']}"
-        head = f"`{one['name']} {' '.join(one['arguments'])}`, {one['seconds']} s{state}"
-        parts += ["", head, "", "```", *one["output"][-40:], "```"]
+    parts = [BEGIN, "", f"{results[0]['machine']}. Standard sizes: not always those of the sections above."]
+    for one in results:
+        state = "" if one["state"] == "done" else f"; **{one['state']}**"
+        command = f"`{' '.join([one['name'], *one['arguments']])}`"
+        of = f"commit {one['commit']}, {one['when']}, load average before it {one['load']}"
+        parts += ["", f"{command}, {one['seconds']:.0f} s; {of}{state}", "", "```", *one["output"], "```"]
     return "\n".join([*parts, "", END])
+
+
+def listing() -> None:
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        first = script.read_text(encoding="utf-8").splitlines()[0].strip('"')
+        print(f"{'*' if script.stem in STANDARD else ' '} {script.stem:<24} {first}")
+    print('\n* runs in make bench. One alone: make bench BENCH=NAME ARGS="…"; its first lines say how.')
+
+
+def earlier(target: Path) -> list[dict[str, Any]]:
+    """Results of earlier sets on this machine."""
+    if not target.exists():
+        return []
+    kept: list[dict[str, Any]] = json.loads(target.read_text(encoding="utf-8"))["benchmarks"]
+    return [one for one in kept if one.get("machine") == machine()]
+
+
+def write(target: Path, text: str) -> None:
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
+
+
+def wrong(what: str) -> NoReturn:
+    print(f"error: {what}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parsed(words: list[str]) -> dict[str, str]:
+    """``name=value`` words that the set knows."""
+    for word in words:
+        if word.partition("=")[0] not in WORDS or "=" not in word:
+            wrong(f"{word!r} is no setting of the set; it has {', '.join(f'{name}=' for name in WORDS)}")
+    return dict(word.split("=", 1) for word in words)
 
 
 def main(arguments: dict[str, str]) -> int:
     if "list" in arguments:
-        for script in sorted((ROOT / "benchmarks").glob("*.py")):
-            first = script.read_text(encoding="utf-8").splitlines()[0].strip('"')
-            print(f"{'*' if script.stem in STANDARD else ' '} {script.stem:<24} {first}")
-        print('\n* runs in make bench. One alone: make bench BENCH=NAME ARGS="…"; its first lines say how.')
+        listing()
         return 0
-    peers = arguments.get("peers_python", str(ROOT / ".venv-peers" / "bin" / "python"))
-    results = []
-    for name in arguments.get("only", ",".join(STANDARD)).split(","):
-        words = list(STANDARD[name])
-        if name in PEERS and Path(peers).exists():
-            words.append(f"peers_python={peers}")
-        results.append(measured(name, words))
-    when = f"{datetime.now(UTC):%Y-%m-%d}"
-    record = {"machine": machine(), "commit": commit(), "when": when, "benchmarks": results}
+    names = arguments.get("only", ",".join(STANDARD)).split(",")
+    unknown = [name for name in names if name not in STANDARD]
+    if unknown:
+        wrong(f"only={','.join(unknown)}: the set has {', '.join(STANDARD)}")
+    given = [f"{name}={arguments[name]}" for name in ("threads", "clock") if name in arguments]
+    if "threads" in arguments:
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), arguments["threads"]))
+    peers = [f"peers_python={arguments['peers_python']}"] if "peers_python" in arguments else []
+    total_min = float(arguments.get("minutes", "120"))
+    expected = sum(STANDARD[name].minutes for name in names)
+    print(f"{len(names)} benchmarks, about {expected:.0f} minutes, {total_min:.0f} at most (minutes=)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     target = Path(arguments.get("results", ROOT / "bench.json"))
-    target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    began, version, results = time.perf_counter(), commit(), {one["name"]: one for one in earlier(target)}
+    state = "done"
+    for name in names:
+        left_min = total_min - (time.perf_counter() - began) / 60
+        print(f"\n{name}: about {STANDARD[name].minutes:g} minutes", flush=True)
+        if left_min <= 0:
+            state = "stopped"
+            print(f"not measured: the {total_min:.0f} minutes are over", flush=True)
+            continue
+        limit_min = min(PATIENCE * STANDARD[name].minutes, left_min)
+        one = measured(name, [*STANDARD[name].words, *given], 60 * limit_min, peers)
+        print(f"{name}: {one['state']}, {one['seconds']:.0f} s", flush=True)
+        if one["state"] == "interrupted":
+            state = "interrupted"
+            break
+        state = state if one["state"] == "done" else "failed"
+        results[name] = one | {"commit": version}
+        write(target, json.dumps({"benchmarks": list(results.values())}, indent=1, ensure_ascii=False) + "\n")
+    kept = [results[name] for name in STANDARD if name in results]
     docs = Path(arguments.get("docs", ROOT / "docs" / "benchmarks.md"))
     text = docs.read_text(encoding="utf-8")
-    if BEGIN in text and END in text:
+    if kept and BEGIN in text and END in text:
         before, _, rest = text.partition(BEGIN)
-        docs.write_text(before + section(record) + rest.partition(END)[2], encoding="utf-8")
-    print(f"\nresults: {target}, and between the marks of {docs}")
-    return int(any(one["exit_code"] for one in results))
+        write(docs, before + section(kept) + rest.partition(END)[2])
+        print(f"\nresults: {target}, and between the marks of {docs}")
+    return {"done": 0, "interrupted": 130}.get(state, 1)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(dict(word.split("=", 1) for word in sys.argv[1:])))
+    raise SystemExit(main(parsed(sys.argv[1:])))

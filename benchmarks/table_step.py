@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks.side_by_side import say_missing, spread
 from models.embeddings import FeatureBatch, PlainTables
 from training.config import Device
 from training.optimizers import RowWiseAdagrad
@@ -112,6 +113,20 @@ SYSTEMS: dict[str, Callable[[int], Step]] = {
 }
 
 
+def timed(
+    step: Step, batches: list[Tensor], gradient: Tensor, rounds: int, clock: Callable[[], float]
+) -> list[float]:
+    """Seconds a step of each round."""
+    seconds = []
+    for turn in range(rounds + 1):  # the first warms up: states are made, kernels chosen
+        begin = clock()
+        for ids in batches:
+            step(ids, gradient)
+        if turn:
+            seconds.append((clock() - begin) / len(batches))
+    return seconds
+
+
 def main(arguments: dict[str, str]) -> None:
     rounds, steps = int(arguments.get("rounds", "7")), int(arguments.get("steps", "3"))
     clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
@@ -128,21 +143,23 @@ def main(arguments: dict[str, str]) -> None:
         random = torch.Generator().manual_seed(0)
         batches = [torch.randint(rows, (LOOKUPS,), generator=random) for _ in range(steps)]
         gradient = torch.randn(LOOKUPS, DIM, generator=random) / LOOKUPS
-        seconds: dict[str, list[float]] = {name: [] for name in chosen}
+        seconds: dict[str, list[float]] = {}
+        missing: dict[str, str] = {}
         for name in chosen:  # one at a time: each holds its table, and some three times that
-            step = SYSTEMS[name](rows)
-            for turn in range(rounds + 1):  # the first warms up: states are made, kernels chosen
-                begin = clock()
-                for ids in batches:
-                    step(ids, gradient)
-                if turn:
-                    seconds[name].append((clock() - begin) / steps)
-            del step
-        ours = statistics.median(seconds.get("shopreel", [float("nan")]))
+            try:
+                seconds[name] = timed(SYSTEMS[name](rows), batches, gradient, rounds, clock)
+            except (ImportError, RuntimeError) as error:  # also of memory that is not there
+                missing[name] = str(error).splitlines()[0]
+        ours = seconds.get("shopreel", [])
         print(f"\n{rows:,} rows ({len(batches[0].unique()):,} touched)")
         for name, each in seconds.items():
-            middle = statistics.median(each)
-            print(f"  {name:<18} {middle:.4f} ({min(each):.4f} – {max(each):.4f})  {middle / ours:6.2f} ×")
+            beside = ""
+            if ours and name != "shopreel":
+                low, high = min(each) / max(ours), max(each) / min(ours)
+                ratio = statistics.median(each) / statistics.median(ours)
+                beside = f"  × {ratio:.2f} ({low:.2f} – {high:.2f}) shopreel"
+            print(f"  {name:<18} {spread(each, '.4f')}{beside}")
+        say_missing(missing)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """A YoutubeDNN on a table of a million rows: torch-rechub's, and an equal tower from shopreel's parts.
 
-    python benchmarks/youtube_dnn.py peers_python=/path/to/python [rows=1000000] [threads=0] [clock=wall]
+    python benchmarks/youtube_dnn.py [rows=1000000] [runs=5] [threads=0] [clock=wall] [peers_python=…]
 
 The user is the mean of 50 videos through a perceptron (128, 64), 4,096 positives a step, ids drawn uniformly;
 Adam (torch-rechub's default) there, AdamW and row-wise Adagrad here. torch-rechub scores each positive beside
 20 negatives of its own, shopreel beside 1,024 uniform ones and the other positives, corrected by how likely
-they were drawn. Batches are made beforehand. Printed: positives a second, median (range).
+they were drawn. Batches are made beforehand. Systems take turns, 12 steps a run after three; printed are
+positives a second, median (range), and the ratio of each turn.
 """
 
+import json
 import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
+
+from benchmarks.side_by_side import in_turns, say_missing, spread, times
 
 DIM, HISTORY, BATCH, NEGATIVES, UNIFORM = 64, 50, 4096, 20, 1024
 Step = Callable[[int], None]
@@ -99,47 +99,34 @@ def rechub(rows: int, generator: torch.Generator) -> Step:
     return step
 
 
-def measure(make: Callable[[int, torch.Generator], Step], arguments: dict[str, str]) -> list[float]:
+def measure(make: Callable[[int, torch.Generator], Step], arguments: dict[str, str]) -> float:
     torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
     clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
     step = make(int(arguments.get("rows", "1000000")), torch.Generator().manual_seed(0))
     for number in range(3):
         step(number)
-    rates = []
-    for turn in range(int(arguments.get("rounds", "5"))):
-        began = clock()
-        for number in range(6):
-            step(6 * turn + number)
-        rates.append(6 * BATCH / (clock() - began))
-    return rates
+    began = clock()
+    for number in range(12):
+        step(number)
+    return 12 * BATCH / (clock() - began)
 
 
 def main(arguments: dict[str, str]) -> None:
+    makers = {"shopreel": shopreel, "rechub": rechub}
     if "worker" in arguments:
         if arguments["worker"] == "shopreel":
             from training.config import Device
             from training.process import start_process
 
             start_process(0, Device.cpu, 0)
-        makers = {"shopreel": shopreel, "rechub": rechub}
-        print(*measure(makers[arguments["worker"]], arguments))
+        print(json.dumps({"rate": measure(makers[arguments["worker"]], arguments)}))
         return
-    root, medians = Path(__file__).resolve().parent.parent, {}
-    for worker in ("shopreel", "rechub"):
-        python = sys.executable if worker == "shopreel" else arguments.get("peers_python", sys.executable)
-        words = [f"{name}={value}" for name, value in arguments.items()]
-        done = subprocess.run(
-            [python, "-W", "ignore", __file__, *words, f"worker={worker}"], capture_output=True, text=True,
-            check=False, cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-        )  # fmt: skip
-        if done.returncode:
-            print(f"{worker} left out: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-            continue
-        rates = np.array(done.stdout.split()[-int(arguments.get("rounds", "5")) :], float)
-        medians[worker] = statistics.median(rates)
-        times = f"{medians['shopreel'] / medians[worker]:.1f}" if "shopreel" in medians else ""
-        span = f"({rates.min():,.0f} – {rates.max():,.0f})"
-        print(f"{worker:<10} {medians[worker]:>10,.0f} {span} positives/s  {times}", flush=True)
+    found, missing = in_turns(__file__, arguments, tuple(makers), ("rechub",))
+    rates = {system: [run["rate"] for run in runs] for system, runs in found.items()}
+    for system, each in rates.items():
+        beside = f"  shopreel {times(rates['shopreel'], each)}" if "shopreel" in rates else ""
+        print(f"{system:<10} {spread(each, ',.0f')} positives/s{beside}")
+    say_missing(missing)
 
 
 if __name__ == "__main__":
