@@ -85,14 +85,18 @@ class Optimizers:
     """The optimizer of dense gradients and, where there are large tables, theirs; stepped as one.
 
     With an ``average`` in (0, 1) what the dense optimizer trains also has an exponential average over steps
-    that forgets ``1 − average`` a step; large tables have none.
+    that forgets ``1 − average`` a step; large tables have none. ``unclipped`` parameters neither count in the
+    norm of :meth:`clip` nor are scaled by it.
     """
 
     def __init__(
-        self, dense: torch.optim.Optimizer, *tables: torch.optim.Optimizer, average: float = 0.0
-    ) -> None:
+        self, dense: torch.optim.Optimizer, *tables: torch.optim.Optimizer, average: float = 0.0,
+        unclipped: Collection[nn.Parameter] = (),
+    ) -> None:  # fmt: skip
         self.dense = dense
         self.average = average
+        apart = set(unclipped)
+        self.clipped = [w for group in dense.param_groups for w in group["params"] if w not in apart]
         weights = [weight for group in dense.param_groups for weight in group["params"]] if average else []
         self.averages: dict[nn.Parameter, Tensor] = {weight: weight.detach().clone() for weight in weights}
         self.all = (dense, *tables)
@@ -114,8 +118,7 @@ class Optimizers:
 
         Large tables take no part: row-wise Adagrad divides by the size of gradients anyway.
         """
-        parameters = [parameter for group in self.dense.param_groups for parameter in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, norm)
+        return nn.utils.clip_grad_norm_(self.clipped, norm)
 
     def step(self) -> None:
         """Apply the gradients."""

@@ -21,7 +21,8 @@ from training.optimizers import Optimizers, RowWiseAdagrad, build_adamw, dense_s
 class UpdateRule:
     """How parameters learn. Tables of up to ``dense_table_rows`` rows and the dense part: AdamW at
     ``learning_rate``, a copy on every rank. Larger tables: row-wise Adagrad at ``table_learning_rate`` on the
-    touched rows, each row on one rank. ``average``: see :class:`training.optimizers.Optimizers`.
+    touched rows, each row on one rank. ``average``: see :class:`training.optimizers.Optimizers`; gradients of
+    parameters whose names begin with one of ``unclipped`` are left as they are (one process only).
     """
 
     learning_rate: float
@@ -29,6 +30,7 @@ class UpdateRule:
     dense_table_rows: int
     table_learning_rate: float
     average: float = 0.0
+    unclipped: tuple[str, ...] = ()
 
 
 class Task(nn.Module):
@@ -106,7 +108,8 @@ class OneProcess:
         self._adamw = build_adamw(task.model, rule.learning_rate, rule.weight_decay, leave_out=sparse)
         self._adagrad = RowWiseAdagrad(sparse.values(), rule.table_learning_rate) if sparse else None
         tables = [self._adagrad] if self._adagrad else []
-        self.optimizers = Optimizers(self._adamw, *tables, average=rule.average)
+        apart = [weight for name, weight in task.model.named_parameters() if name.startswith(rule.unclipped)]
+        self.optimizers = Optimizers(self._adamw, *tables, average=rule.average, unclipped=apart)
 
     def state(self) -> dict[str, Tensor]:
         """See :class:`Placement`."""

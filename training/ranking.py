@@ -45,13 +45,8 @@ def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) 
     bins = watch_bins(recipe, prepared, loader)
     model = Ranker(shape_of(recipe, prepared, features, bins)).to(device)
     objective = RankingObjective.of(prepared, features, bins, recipe, device)
-    rule = UpdateRule(
-        learning_rate=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay,
-        dense_table_rows=recipe.optimizer.dense_table_rows,
-        table_learning_rate=recipe.optimizer.table_learning_rate,
-    )  # fmt: skip
     task = Task(model, lambda batch: objective.loss(model, batch), around=lambda: stepping(precision, device))
-    placement = OneProcess(task, rule)
+    placement = OneProcess(task, update_rule(recipe))
     fingerprint = fingerprint_of(config, prepared)
     out = open_run(config, prepared, fingerprint)
     progress = (
@@ -96,6 +91,19 @@ def train_ranker(config: TrainConfig, recipe: RankerConfig, prepared: Prepared) 
         f"next: shopreel publish two_tower=RUN ranker={out} dataset={prepared.manifest['dataset']['path']} "
         "out=BUNDLES",
         highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def update_rule(recipe: RankerConfig) -> UpdateRule:
+    """How the ranker's parameters learn.
+
+    The order head is not clipped: few impressions teach it, with a loss that is large in their batches alone.
+    Clipped with the others, it would make whatever is in a batch with a purchase weigh less.
+    """
+    return UpdateRule(
+        learning_rate=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay,
+        dense_table_rows=recipe.optimizer.dense_table_rows,
+        table_learning_rate=recipe.optimizer.table_learning_rate, unclipped=("order_",),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Training the ranker: no leak, heads teach what is shared, chance stays chance, equal seeds equal bits."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from data.sequences import Sequences
 from models.embeddings import FeatureBatch
 from models.ranker import Ranker
 from tests.data.logs import DAY_MS, at, prepare, write_dataset
+from training.model_config import OptimizerConfig
+from training.placement import OneProcess, Task
 from training.ranker_start import begin, shape_of, watch_bins
+from training.ranking import update_rule
 from training.ranking_config import CalibrationKind, RankerConfig, ValueConfig
 from training.ranking_objective import RankingObjective
 from training.ranking_validation import auc
@@ -184,3 +188,34 @@ def test_a_log_of_positives_alone_is_refused(tmp_path, capsys):
     assert code == 2
     assert "no label is known both true and false" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dear_order_makes_no_other_head_learn_less(coin_world):
+    settings = recipe()
+    settings.optimizer = OptimizerConfig(
+        learning_rate=0.001, weight_decay=0.1, dense_table_rows=1000, table_learning_rate=0.02,
+        warmup_steps=1, clip_norm=1.0,
+    )  # fmt: skip
+    features = build_features(coin_world, half_life_days=(3.0,), max_steps=12)
+    loader = RankingLoader(coin_world, features, split=0, batch_size=64, seed=1)
+    bins = watch_bins(settings, coin_world, loader)
+    torch.manual_seed(0)
+    model = Ranker(shape_of(settings, coin_world, features, bins))
+    begin(model, RankingLoader(coin_world, features, split=0, batch_size=256, seed=1))
+    objective = RankingObjective.of(coin_world, features, bins, settings, torch.device("cpu"))
+    placement = OneProcess(Task(model, lambda batch: objective.loss(model, batch)), update_rule(settings))
+    batch = next(loader.epoch())
+    found = []
+    for times in (1, 10**6):
+        model.zero_grad()
+        torch.manual_seed(1)
+        placement.loss(replace(batch, order_value_B=batch.order_value_B * times)).backward()
+        placement.optimizers.clip(0.1)
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    order = {name for name in found[0] if name.startswith("order_")}
+    assert order
+    norm = torch.stack([gradient.norm() for name, gradient in found[0].items() if name not in order]).norm()
+    assert float(norm) == pytest.approx(0.1, rel=1e-3)
+    for name in found[0].keys() - order:
+        assert torch.equal(found[0][name], found[1][name]), name
+    assert found[1]["order_out.bias"].norm() > 3 * found[0]["order_out.bias"].norm()
