@@ -112,20 +112,7 @@ def deepfm(
             columns, columns, dnn_hidden_units=(256, 128), dnn_dropout=0.3, l2_reg_embedding=1e-4, seed=seed
         )
         model.compile("adam", "binary_crossentropy")
-        (true, known), (held_true, held_known) = label(train[3], task), label(held[3], task)
-        rows, held_rows = train[0][known], fed(held[0][held_known])
-
-        def step(model: DeepFM = model, rows: np.ndarray = rows, true: np.ndarray = true[known]) -> None:
-            model.fit(fed(rows), true.astype(np.float32), batch_size=BATCH, epochs=1, verbose=0)
-
-        def judge(
-            model: DeepFM = model,
-            rows: list[np.ndarray] = held_rows,
-            true: np.ndarray = held_true[held_known],
-        ) -> float:
-            return auc(model.predict(rows, 8192)[:, 0].astype(np.float64), true)
-
-        best = _best_epoch(model, step, judge)
+        best = _best_epoch(model, *_fitting(model, fed, train, held, task))
         print(f"deepfm {task}: validation auc {best:.4f}", flush=True)
         for found, test in zip(scores, tests, strict=True):
             found[task] = model.predict(fed(test[0]), 8192)[:, 0].astype(np.float32)

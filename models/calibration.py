@@ -71,13 +71,12 @@ class Calibration:
 
         Each is drawn towards all markets' common factor as if ``ORDER_PRIOR`` more purchases had had that.
         """
-        ratio_E = value_E / np.maximum(said_E, 1e-9)
         markets = len(self.order_factor)
         said, paid = (np.bincount(market_E, x, markets) for x in (said_E, value_E))
         number = np.bincount(market_E, minlength=markets)
         # the mean ratio, each market weighing by its purchases, not by its currency
         mean = paid / np.maximum(said, 1e-9)
-        common = float((mean * number).sum() / number.sum()) if len(ratio_E) else 1.0
+        common = float((mean * number).sum() / number.sum()) if len(said_E) else 1.0
         factor = (mean * number + common * ORDER_PRIOR) / (number + ORDER_PRIOR)
         return replace(self, order_factor=tuple(factor.tolist()))
 

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: Bounds of the logarithm of sigma, the spread of the logarithm of order values.
+LOG_SIGMA = (-3.0, 1.5)
+
 
 def log_probabilities(logit_T: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
     """``log p`` and ``log(1 − p)`` ``[…, T]`` of every task on the whole exposure space.
@@ -62,7 +65,7 @@ def order_value_loss(parameter_B2: Tensor, value_B: Tensor) -> Tensor:
     The zero part of the zero-inflated lognormal (Wang 2019) is the purchase head.
     """
     bought = value_B > 0
-    mu, log_sigma = parameter_B2[:, 0], parameter_B2[:, 1].clamp(-3.0, 1.5)
+    mu, log_sigma = parameter_B2[:, 0], parameter_B2[:, 1].clamp(*LOG_SIGMA)
     score = (value_B.clamp_min(1).log() - mu) * torch.exp(-log_sigma)
     loss_B = 0.5 * score.square() + log_sigma
     return torch.where(bought, loss_B, 0.0).sum() / bought.sum().clamp_min(1)
@@ -70,5 +73,5 @@ def order_value_loss(parameter_B2: Tensor, value_B: Tensor) -> Tensor:
 
 def expected_order_value(parameter_2: Tensor) -> Tensor:
     """Mean of the lognormal in minor units, given a purchase: ``[…, 2] → […]``."""
-    sigma = parameter_2[..., 1].clamp(-3.0, 1.5).exp()
+    sigma = parameter_2[..., 1].clamp(*LOG_SIGMA).exp()
     return torch.exp((parameter_2[..., 0] + 0.5 * sigma.square()).clamp_max(25.0))

@@ -101,9 +101,7 @@ class RankerScorer:
 
     def predict(self, batch: RankingBatch) -> Predictions:
         """Predictions ``[B]`` of logged impressions: what :meth:`score` says of each."""
-        user = self._prepare(batch.requests)
-        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
-        return self._finish(scores, batch.video_B, batch.requests.market)
+        return self._finish(self._score_logged(batch), batch.video_B, batch.requests.market)
 
     def _finish(self, scores: Scores, rows_E: I64, market_E: I64) -> Predictions:
         raw_ET, watch, order = self._read(scores, rows_E)
@@ -118,23 +116,18 @@ class RankerScorer:
 
     def raw(self, batch: RankingBatch) -> npt.NDArray[np.float64]:
         """Probabilities ``[B, T]`` of logged impressions before calibration."""
-        user = self._prepare(batch.requests)
-        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
-        return self._read(scores, batch.video_B)[0]
+        return self._read(self._score_logged(batch), batch.video_B)[0]
 
     def raw_order_value(self, batch: RankingBatch) -> npt.NDArray[np.float64]:
         """Expected order value ``[B]`` given a purchase, uncalibrated; the model must have that head."""
-        user = self._prepare(batch.requests)
-        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
-        order = self._read(scores, batch.video_B)[2]
+        order = self._read(self._score_logged(batch), batch.video_B)[2]
         assert order is not None
         return order.astype(np.float64)
 
     @torch.inference_mode()
     def median_watch_ms(self, batch: RankingBatch) -> F32 | None:
         """Median watch time ``[B]`` of logged impressions, ms; None without a watch head."""
-        user = self._prepare(batch.requests)
-        scores = self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
+        scores = self._score_logged(batch)
         if scores.watch_BKE is None or self.watch_bins is None:
             return None
         group_B = self.watch_bins.group(self.features.keys.duration_ms[batch.video_B])
@@ -155,6 +148,11 @@ class RankerScorer:
             hour=self.features.spec.hour(requests.time_ms), device=self.device,
         )  # fmt: skip
         return PreparedUser(requests, outcome, state)
+
+    def _score_logged(self, batch: RankingBatch) -> Scores:
+        """Heads of logged impressions, each the one candidate of its request."""
+        user = self._prepare(batch.requests)
+        return self._score(user, batch.video_B[:, None], batch.candidate_statistics_BG[:, None])
 
     @torch.inference_mode()
     def _score(self, user: PreparedUser, rows_BK: I64, statistics_BKG: F32) -> Scores:
