@@ -137,8 +137,10 @@ def _logit(p: F64) -> F64:
 
 def _platt(logit_E: F64, true_E: F64) -> tuple[float, float]:
     """Slope and bias by Newton's method; a slope that would not be positive falls back to bias alone."""
-    # around the mean logit, or else the belief about the slope would say nothing of a rare head's bias
-    middle = float(logit_E.mean())
+    # around where the outcomes lie, far above a rare head's mean logit: turned about that, a slope within
+    # belief would move all of them, and a bias beyond belief be had for nothing
+    information_E = np.exp(-np.abs(logit_E)) / (1.0 + np.exp(-np.abs(logit_E))) ** 2
+    middle = float(np.average(logit_E, weights=information_E))
     x = np.stack([logit_E - middle, np.ones_like(logit_E)], axis=1)
     weight = np.array([1.0, 0.0])
     for _ in range(50):

@@ -35,14 +35,16 @@ def test_isotonic_mends_what_a_line_cannot_and_keeps_the_order():
     assert Calibration.from_json(isotonic.to_json()) == isotonic
 
 
-def test_few_outcomes_of_a_calibrated_head_hardly_bend_it():
+@pytest.mark.parametrize("spread", [0.0, 2.5])
+def test_few_outcomes_of_a_calibrated_head_hardly_bend_it(spread):
     moved, plain = [], []
     for seed in range(20):
         g = np.random.default_rng(seed)
-        p = np.full(10_000, 0.008)
+        p = sigmoid(-4.8 - spread**2 / 2 + g.normal(0, spread, 10_000))
         true = g.random(10_000) < p
-        moved.append(fitted(p, true).apply(p[:1, None], np.zeros(1, np.int64), (-1,))[0, 0] / 0.008 - 1)
-        plain.append(true.mean() / 0.008 - 1)
+        said = fitted(p, true).apply(p[:, None], np.zeros(len(p), np.int64), (-1,))[:, 0]
+        moved.append(said.sum() / p.sum() - 1)
+        plain.append(true.sum() / p.sum() - 1)
     assert np.std(moved) < 0.4 * np.std(plain)
 
 
