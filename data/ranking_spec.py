@@ -102,11 +102,22 @@ class RankingSpec:
             for half_life in self.half_life_days
             for what in (*self.tasks, "impressions", "watch_ratio")
         ]
-        priced = ["price", "price_known", "price_above_usual", "price_apart"] if self.price_rows else []
-        offered = ["products", "sold_here"] if self.market_rows else []
         spoken = ["own_language"] if self.language_rows else []
         drawn = [f"content.{what}" for what in (*self.regressed, "shown")] if self.content else []
-        return [*matches, *counts, *priced, *offered, *spoken, *drawn, "duration", "age", "age_known"]
+        return [*matches, *counts, *self.product_names, *spoken, *drawn, "duration", "age", "age_known"]
+
+    @property
+    def product_names(self) -> list[str]:
+        """Those of :attr:`candidate_names` that tell of the products' prices and where they are sold."""
+        priced = ["price", "price_known", "price_above_usual", "price_apart"] if self.price_rows else []
+        return [*priced, *(["products", "sold_here"] if self.market_rows else [])]
+
+    @property
+    def product_columns(self) -> tuple[int, int]:
+        """First of the columns :attr:`product_names` and the one after the last."""
+        names = self.product_names
+        first = self.candidate_names.index(names[0]) if names else 0
+        return first, first + len(names)
 
 
 def ranking_spec_features(spec: FeatureSpec, names: Sequence[str]) -> tuple[str, ...]:

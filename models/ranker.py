@@ -25,7 +25,7 @@ HOURS = 25
 #: Statistics are cut off at so many standard deviations.
 MAX_STATISTIC = 5.0
 #: The expected logarithm of an order's value stays within so many standard deviations of the log's mean.
-MAX_ORDER = 2.0
+MAX_ORDER = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,8 @@ class RankerShape:
     """Everything that fixes the parameters of a :class:`Ranker`; stored beside its weights.
 
     ``parents[t]`` is the funnel step that task t is conditional on, −1 for none. ``watch_bins`` 0 and
-    ``order_value`` false leave those heads out. ``positions``: slots with a bias of their own in training.
+    ``order_value`` false leave those heads out; ``order_columns``: the candidate's statistics, first and one
+    after the last, that tell of its products. ``positions``: slots with a bias of their own in training.
     """
 
     video_rows: dict[str, int]
@@ -47,6 +48,7 @@ class RankerShape:
     watch_bins: int
     watch_groups: int
     order_value: bool
+    order_columns: tuple[int, int]
     positions: int
     user_statistics: int
     candidate_statistics: int
@@ -70,7 +72,8 @@ class RankerShape:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RankerShape":
         """Rebuild a shape; unknown or missing keys raise ``TypeError``."""
-        return cls(**(value | {"tasks": tuple(value["tasks"]), "parents": tuple(value["parents"])}))
+        lists = {name: tuple(value[name]) for name in ("tasks", "parents", "order_columns")}
+        return cls(**(value | lists))
 
 
 @dataclass(slots=True)
@@ -153,8 +156,8 @@ class Ranker(nn.Module):
         self.watch_out = nn.Linear(shape.hidden, shape.watch_bins - 1) if shape.watch_bins else None
         self.order_out = nn.Linear(shape.hidden, 2) if shape.order_value else None
         if self.order_out is not None:
-            self.order_statistics = nn.Linear(shape.candidate_statistics, 2, bias=False)
-            nn.init.zeros_(self.order_statistics.weight)
+            first, last = shape.order_columns
+            self.order_products = nn.Parameter(torch.zeros(2, last - first))
             nn.init.normal_(self.order_out.weight, std=0.01)
             nn.init.zeros_(self.order_out.bias)
             # mean per market (currencies differ) and spread of the logarithm of training's order values:
@@ -215,7 +218,7 @@ class Ranker(nn.Module):
         """The per-candidate part. ``position_BK`` (−1 unknown) is for training only: serving has none."""
         vector_BKD, normal_BKD = video_BKV[..., : self.shape.dim], video_BKV[..., -self.shape.dim :]
         history_BKD = self.attention(vector_BKD, user.memory_BSE, user.valid_BS)
-        statistics_BKG = _scaled(statistics_BKG, self.candidate_mean, self.candidate_scale)
+        statistics_BKG = self.scaled_candidate(statistics_BKG)
         candidate_BKC = torch.cat(
             [video_BKV[..., : -self.shape.dim], history_BKD, user.vector_BD[:, None] * vector_BKD,
              self.tastes(normal_BKD, user.taste_BHD), statistics_BKG], dim=-1,
@@ -235,13 +238,18 @@ class Ranker(nn.Module):
         )
         return Scores(logit, watch, order)
 
+    def scaled_candidate(self, statistics_G: Tensor) -> Tensor:
+        """Candidates' statistics ``[…, G]`` as the layers read them: mean 0, variance 1, no extremes."""
+        return _scaled(statistics_G, self.candidate_mean, self.candidate_scale)
+
     def _order(self, mixed_BKH: Tensor, statistics_BKG: Tensor, mean_B: Tensor) -> Tensor:
         """Mean and log spread of the logarithm of an order's value ``[B, K, 2]``, near those of training: few
-        impressions teach this head, and it is read on all of them. So it reads what the other heads have
-        made and shapes none of it, which would fit those few by heart.
+        impressions teach this head, and it is read on all of them. So it reads few statistics, and what the
+        other heads have made, of which it shapes nothing: it would fit those few by heart.
         """
         assert self.order_out is not None
-        apart_BK2 = self.order_out(mixed_BKH.detach()) + self.order_statistics(statistics_BKG)
+        products_BKP = statistics_BKG[..., slice(*self.shape.order_columns)]
+        apart_BK2 = self.order_out(mixed_BKH.detach()) + products_BKP @ self.order_products.T
         apart_BK2 = MAX_ORDER * torch.tanh(apart_BK2.to(self.order_mean.dtype) / MAX_ORDER)
         mu = mean_B[:, None] + self.order_scale * apart_BK2[..., 0]
         return torch.stack([mu, self.order_scale.log() + apart_BK2[..., 1].clamp_max(0.5)], dim=-1)

@@ -24,7 +24,7 @@ from models.ranker import Ranker, RankerShape
 from models.value import ValueFormula
 from models.watch import WatchBins
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILES = ("model.json", "model.safetensors", "counts.safetensors", "calibration.json", "value.json")
 
 

@@ -1,6 +1,7 @@
 """What a ranker is before its first step: shape, watch bins, scales and biases, from data and recipe."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +11,19 @@ from data.prepared import Prepared
 from data.ranking_loader import RankingFeatures, RankingLoader, funnel_parents
 from data.schema import LABEL_BIT
 from data.sequences import Sequences
+from models.devices import to_device
 from models.embeddings import dense_widths, table_rows
 from models.ranker import Ranker, RankerShape
 from models.watch import WatchBins
 from training.ranking_config import RankerConfig
+from training.ranking_validation import PurchaseLoader
 
 #: Batches from which the scale of the statistics is taken.
 SCALE_BATCHES = 32
 #: Purchases that a market needs before its mean order value counts for half.
 ORDER_PRIOR = 3.0
+#: Batches of purchases from which the order head takes what prices say, and its belief that they say nothing.
+ORDER_BATCHES, ORDER_RIDGE = 8, 10.0
 
 
 def watch_bins(recipe: RankerConfig, prepared: Prepared, loader: RankingLoader) -> WatchBins | None:
@@ -55,7 +60,8 @@ def shape_of(
         surfaces=len(prepared.surfaces), markets=len(prepared.markets), tasks=spec.tasks,
         parents=funnel_parents(prepared, spec.tasks), watch_bins=0 if bins is None else bins.mean_ms.shape[1],
         watch_groups=0 if bins is None else len(bins.mean_ms),
-        order_value="purchase" in spec.tasks and order_values > 0, positions=min(positions, 200),
+        order_value="purchase" in spec.tasks and order_values > 0, order_columns=spec.product_columns,
+        positions=min(positions, 200),
         user_statistics=len(spec.user_names), candidate_statistics=len(spec.candidate_names),
         field_dim=recipe.field_dim, dim=recipe.dim, width=recipe.width, heads=recipe.heads,
         tastes=recipe.tastes, cross_layers=recipe.cross_layers, cross_rank=recipe.cross_rank,
@@ -98,10 +104,36 @@ def begin(model: Ranker, loader: RankingLoader) -> None:
         mean = total / (bought + ORDER_PRIOR)
         model.order_mean.copy_(torch.from_numpy(mean))
         model.order_scale.fill_(float(np.clip((values - mean[markets]).std(), 0.1, 1.5)))
+        _begin_order_head(model, loader)
     rate = loader.features.spec.base_rate
     for place, parent in enumerate(model.shape.parents):
         own = rate[place] / rate[parent] if parent >= 0 else rate[place]
         model.user_linear.bias[place] = math.log(own / max(1.0 - own, 1e-3))
+
+
+def _begin_order_head(model: Ranker, loader: RankingLoader) -> None:
+    """Ridge regression of order values on what is known of the products: steps of gradient alone, each from
+    the few purchases of a batch, would not get there within a few epochs.
+    """
+    assert model.order_out is not None
+    device = model.order_mean.device
+    purchases = PurchaseLoader(loader.prepared, loader.features, split=0, batch_size=4096, seed=loader.seed)
+    columns, targets = [], []
+    for batch in islice(purchases.epoch(), ORDER_BATCHES):
+        statistics = model.scaled_candidate(to_device(batch.candidate_statistics_BG, device))
+        columns.append(statistics[:, slice(*model.shape.order_columns)].double())
+        mean = model.order_mean[to_device(batch.requests.market, device)]
+        targets.append((to_device(batch.order_value_B, device).double().log() - mean) / model.order_scale)
+    if not targets:
+        return
+    x_NP, y_N = torch.cat(columns), torch.cat(targets)
+    centre_P, middle = x_NP.mean(0), y_N.mean()
+    x_NP, y_N = x_NP - centre_P, y_N - middle
+    gram_PP = x_NP.T @ x_NP + ORDER_RIDGE * torch.eye(x_NP.shape[1]).to(x_NP)
+    weight_P = torch.linalg.solve(gram_PP, x_NP.T @ y_N)
+    spread = (y_N - x_NP @ weight_P).square().mean().sqrt().clamp_min(0.1)
+    model.order_products[0] = weight_P
+    model.order_out.bias.copy_(torch.stack([middle - centre_P @ weight_P, spread.log()]))
 
 
 def _order_values(prepared: Prepared) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

@@ -73,14 +73,14 @@ def auc(score_E: npt.NDArray[np.float64], true_E: npt.NDArray[np.bool_]) -> floa
 
 
 class PurchaseLoader(RankingLoader):
-    """Purchases with an order value, of training and validation: too few for validation alone."""
+    """Purchases with an order value, of ``split`` and those before it: too few for validation alone."""
 
     def chosen(self, sequences: Sequences) -> npt.NDArray[np.int64]:
         """Places of the purchases."""
         examples = sequences.examples
         bought = (examples["example_true"] & examples["example_known"] & LABEL_BIT["purchase"]) > 0
         paid = bought & (examples["example_order_value_minor"] > 0) & (examples["example_video"] > 0)
-        return np.flatnonzero(paid & (examples["example_split"] <= 1))
+        return np.flatnonzero(paid & (examples["example_split"] <= self.split))
 
 
 def calibrate(

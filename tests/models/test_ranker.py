@@ -76,7 +76,7 @@ def test_the_exported_scorer_says_what_the_eager_model_says(tmp_path):
         markets=2, tasks=("click", "product_click", "purchase"), parents=(-1, 0, 1), watch_bins=4,
         watch_groups=2, order_value=True, positions=3, user_statistics=6, candidate_statistics=5, field_dim=4,
         dim=8, width=16, heads=2, tastes=3, cross_layers=2, cross_rank=4, experts=2, hidden=8, dropout=0.3,
-        attention_steps=64, use_time=True,
+        attention_steps=64, use_time=True, order_columns=(1, 3),
     )  # fmt: skip
     torch.manual_seed(2)
     model = Ranker(shape).eval()
