@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -29,8 +31,9 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     The YAML names ``<command>_schema`` first in its ``defaults``; it holds every default. A class
     with a ``GROUPS`` attribute (``{group: {name: dataclass}}``) registers the schemas of its config
     groups as ``<group>/<name>_schema``. Raises :class:`ConfigError` with the key and the mend.
+    A word ``@FILE`` stands for the overrides in that file, see :func:`expand`.
     """
-    words = [_override(command, word) for word in overrides]
+    words = [_override(command, word) for word in expand(overrides)]
     GlobalHydra.instance().clear()
     with _registered(command, config_class):
         try:
@@ -49,6 +52,32 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
             raise ConfigError(str(error)) from None
     assert isinstance(result, config_class)
     return result
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """``words`` with every ``@FILE`` replaced by the overrides in it, a YAML list of ``key=value``."""
+    found: list[str] = []
+    for word in words:
+        if not word.startswith("@"):
+            found.append(word)
+            continue
+        try:
+            lines = yaml.safe_load(Path(word[1:]).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{word}: {getattr(error, 'strerror', None) or 'not a YAML file'}") from None
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError(f"{word}: not a YAML list of key=value lines")
+        found += lines
+    return found
+
+
+def text_word(key: str, text: str) -> str:
+    """``key=text`` for a text that may hold anything: in quotes where Hydra's grammar might need them."""
+    return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text) else _quoted(key, text)
+
+
+def _quoted(key: str, text: str) -> str:
+    return f"{key}={QuotedString(text=text, quote=Quote.single).with_quotes()}"
 
 
 @contextmanager
@@ -72,6 +101,9 @@ def _registered(command: str, config_class: type) -> Iterator[None]:
 
 def _override(command: str, word: str) -> str:
     """``word`` in Hydra's grammar: a text that only misses its quotes (``out=a (1)``) gets them."""
+    if word in ("-m", "--multirun"):
+        mend = "to train with several settings: shopreel sweep … 'key=choice(a,b)' (shopreel sweep --help)"
+        raise ConfigError(f"{word}: Hydra's multirun is not for this command line; {mend}")
     match = re.fullmatch(r"([^=]+)=(.*)", word, flags=re.DOTALL)
     if word.startswith(("~", "-")) or match is None:
         raise ConfigError(f"{word!r} is not key=value; see shopreel {command} --help")
@@ -83,9 +115,11 @@ def _override(command: str, word: str) -> str:
         if value[:1] in ("[", "{", "'", '"'):
             mend = "a bracket or quote is not closed, or the shell has eaten the quotes inside"
             raise ConfigError(f"{word!r}: {mend}") from None
-        return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+        return _quoted(key, value)
     if override.is_sweep_override():
         mend = f"write a list as {key}=[{value}], a text with commas as {key}='\"{value}\"'"
+        if command == "train":
+            mend += "; what tries several values is shopreel sweep"
         raise ConfigError(f"{word!r}: {mend}")
     return word
 

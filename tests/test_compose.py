@@ -147,3 +147,26 @@ def test_a_programming_error_is_not_blamed_on_the_user(nested, monkeypatch):
     monkeypatch.setattr(Inner, "__post_init__", fail)
     with pytest.raises(AttributeError, match="our own"):
         nested("needed=x")
+
+
+def test_a_file_stands_for_its_overrides_and_later_words_win(tmp_path):
+    file = tmp_path / "best.yaml"
+    file.write_text("# the best\n- format=json\n- min_free_gib=3\n")
+    config = doctor(f"@{file}", "min_free_gib=4")
+    assert (config.format, config.min_free_gib) == (Format.json, 4.0)
+    assert doctor("min_free_gib=4", f"@{file}").min_free_gib == 3.0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"),
+        ("format: json", "not a YAML list of key=value"),
+        ("- {", "not a YAML file"),
+        ("- formt=json", "unknown key 'formt'; did you mean format?"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "best.yaml").write_text(content)
+    assert expected in message(f"@{tmp_path / 'best.yaml'}")
