@@ -14,7 +14,10 @@ from data.errors import ConfigError, ShopreelError
 
 
 class Command(NamedTuple):
-    """``module`` has ``CONFIG`` (a dataclass) and ``run(config)``; ``summary`` is one line of help."""
+    """``module`` has ``CONFIG`` (a dataclass) and ``run(config)``; ``summary`` is one line of help.
+
+    A module whose words are more than the keys of ``CONFIG`` has ``configure(words)`` to make what it runs.
+    """
 
     module: str
     summary: str
@@ -26,6 +29,7 @@ COMMANDS = {
     "simulate": Command("data.simulate", "a shopping-video market with a known truth → dataset directory"),
     "prepare": Command("data.prepare", "dataset → labels, point-in-time histories, vocabularies, split"),
     "train": Command("training.train", "prepared data → a trained model and its checkpoints"),
+    "sweep": Command("sweep", "many trainings in search of better settings → their table and the best"),
     "publish": Command("serving.publish", "runs → an immutable bundle; CURRENT moves to it"),
     "recommend": Command("serving.recommend", "bundle + dataset → top-k for every user, as a table"),
     "replay": Command("serving.replay", "held-out requests through the whole pipeline → tables"),
@@ -84,6 +88,8 @@ def run_command(name: str, overrides: list[str]) -> Any:
     module = importlib.import_module(COMMANDS[name].module)
     from data.compose import compose
 
+    if hasattr(module, "configure"):
+        return module.run(module.configure(overrides))
     return module.run(compose(name, overrides, module.CONFIG))
 
 

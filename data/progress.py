@@ -41,6 +41,8 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
         nonlocal spoken
         now = time.monotonic()
         rate = f"{done / max(now - begin, 1e-9):,.0f} {unit}/s"
+        if done and (now - begin) / done >= 1:
+            rate = f"{(now - begin) / done:,.0f} s each"
         bar.update(task, completed=done, rate=rate)
         if not terminal and now - spoken >= SECONDS_BETWEEN_LINES:
             spoken = now

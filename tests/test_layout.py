@@ -19,6 +19,7 @@ from setuptools.config.setupcfg import read_configuration
 import shopreel
 
 HOME = Path(shopreel.__file__).parent
+ROOT_MODULES = ("shopreel", "demo", "sweep")
 PACKAGES = ("data", "models", "training", "serving", "evaluation", "configs")
 
 
@@ -146,7 +147,7 @@ def test_everything_imported_is_a_direct_and_pinned_dependency():
     lists = ("spark", "traces")  # extras, imported only where they are asked for
     direct = set().union(*(requirement_names(f"{name}.in") for name in ("base", "cpu", *lists)))
     pinned = set().union(*(requirement_names(f"{name}.txt") for name in ("cpu", *lists)))
-    files = [HOME / "shopreel.py", HOME / "demo.py"]
+    files = [HOME / f"{name}.py" for name in ROOT_MODULES]
     files += [path for name in PACKAGES for path in (HOME / name).rglob("*.py")]
     imported: set[str] = set()
     for node in (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
@@ -154,7 +155,7 @@ def test_everything_imported_is_a_direct_and_pinned_dependency():
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported.add(node.module.partition(".")[0])
-    foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES) - {"shopreel", "demo"}
+    foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES) - set(ROOT_MODULES)
     assert len(foreign) > 5
     distributions = packages_distributions()
     for name in sorted(foreign):
