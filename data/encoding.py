@@ -5,6 +5,7 @@ bundle, so that a feature cannot mean two things.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,23 @@ import pyarrow.compute as pc
 
 from data.columns import categories, column, flatten, is_list, is_vector, numbers
 from data.errors import ContractError
-from data.features import Bag, BagFeature, DenseFeature, EncodedTable, Encoder, FeatureSpec, Side, take_bags
-from data.hashing import hash_ids, hashed_rows
+from data.features import (
+    Bag,
+    BagFeature,
+    DenseFeature,
+    EncodedTable,
+    Encoder,
+    FeatureSpec,
+    Side,
+    key_name,
+    take_bags,
+)  # fmt: skip
+from data.hashing import hash_ids, hashed_rows, salt_of
 from data.ngrams import ngram_hashes
 from data.vocabulary import Vocabulary
 
+#: How many keys there are, 0 included.
+KEYS = 2**63 - 1
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
@@ -38,7 +51,7 @@ def encode(
     part = spec.side(side)
     encoded = EncodedTable(table.num_rows + 1)
     links: Bag | None = None
-    for bag in part.bags:
+    for bag in (*part.bags, *map(_keys_of, filter(lambda bag: bag.managed_rows, part.bags))):
         if bag.table == "products":
             links = links or product_links(table, products)
             tagged = (
@@ -55,6 +68,12 @@ def encode(
             [np.zeros((1, dense.width), np.float32), _encode_dense(dense, table)]
         )
     return encoded
+
+
+def _keys_of(bag: BagFeature) -> BagFeature:
+    """What encodes the keys of a managed feature: hashes in the space of all positive integers."""
+    salt = bag.salt or salt_of("key", bag.name) >> 1
+    return replace(bag, name=key_name(bag.name), encoder=Encoder.hash, rows=KEYS, salt=salt)
 
 
 def product_links(videos: pa.Table, products: pa.Table | None) -> Bag:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from data.columns import categories, column, flatten, is_category, is_list, is_number, is_vector, numbers
 from data.encoding import product_links
+from data.errors import ConfigError
 from data.features import BagFeature, DenseFeature, Encoder, FeatureSpec, Side, feature_name
 from data.hashing import salt_of
 from data.schema import LABELS
@@ -41,6 +42,8 @@ class FeatureSettings:
     buckets: int
     ngram_rows: int
     exclude: tuple[str, ...] = ()
+    managed: tuple[str, ...] = ()
+    managed_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -74,6 +77,13 @@ def build_spec(
         shown[product[np.repeat(video_trained, np.diff(offsets))]] = True
         _add_table(built, "products", Side.video, products, shown, settings)
     _add_table(built, "users", Side.user, users, user_trained, settings)
+    found = {f"{bag.table}.{bag.column}" for bag in built.spec.bags if bag.managed_rows}
+    for source in settings.managed:
+        if source not in found or not _is_identity(source):
+            raise ConfigError(
+                f"features.managed: {source} is no column of ids that became a feature (table.column, named "
+                "…_id or …_ids); correct it"
+            )
     return built
 
 
@@ -135,6 +145,8 @@ def _feature(
     distinct = pc.count_distinct(values).as_py()
     if not multiple and distinct < 2 and values.null_count == 0 and name not in ("video_id", "creator_id"):
         return "one value throughout"
+    if f"{table}.{name}" in settings.managed:
+        base = replace(base, managed_rows=settings.managed_rows)
     limit = settings.max_id_rows if _is_identity(name) else settings.max_category_rows
     if distinct >= limit:
         return replace(base, encoder=Encoder.hash, rows=limit, salt=_salt(unique), multiple=multiple)

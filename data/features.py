@@ -57,6 +57,8 @@ class BagFeature:
     ``multiple``: bags may have any length; otherwise exactly one row per known video or user, 0 for
     a null or unknown value. ``edges`` (``buckets`` only): ascending bounds in the column's own unit
     per value of ``edges_by`` (a price means nothing without its currency), or under "" without one.
+    ``managed_rows`` above 0: the encoded table also has the *key* of every id, seen in training or not, as
+    bag :func:`key_name`, for a table of so many rows that a model hands out itself (``models.managed``).
     """
 
     name: str
@@ -69,6 +71,7 @@ class BagFeature:
     salt: int = 0
     edges: dict[str, tuple[float, ...]] = field(default_factory=dict)
     edges_by: str | None = None
+    managed_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +238,11 @@ def concat(tables: Sequence[EncodedTable]) -> EncodedTable:
     return EncodedTable(sum(table.num_rows for table in tables), bags, dense)
 
 
+def key_name(name: str) -> str:
+    """The bag that holds the keys of a managed feature, positive hashes of 63 bits; 0 is an unknown id."""
+    return f"{name}:key"
+
+
 def take_bags(bag: Bag, rows: I64) -> Bag:
     """The bags of ``rows``, one after another: a gather in compressed sparse rows."""
     values, offsets = bag
@@ -248,4 +256,6 @@ def _plain(feature: BagFeature | DenseFeature) -> dict[str, Any]:
     if isinstance(feature, BagFeature):
         value["encoder"] = feature.encoder.value
         value["edges"] = {key: list(edges) for key, edges in feature.edges.items()}
+        if not feature.managed_rows:  # specs from before there were such tables keep their hash
+            del value["managed_rows"]
     return value

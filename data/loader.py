@@ -32,7 +32,7 @@ class Batch:
     ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next.
 
     ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
-    loader's ``population``. Padding steps carry index 0.
+    loader's ``population``. Padding steps carry index 0. ``epoch`` counts passes over the log.
     """
 
     user_row_B: np.ndarray
@@ -51,6 +51,7 @@ class Batch:
     target_weight_P: np.ndarray
     video_rows: np.ndarray
     log_correction: np.ndarray | None
+    epoch: int = 0
 
     @property
     def examples(self) -> int:
@@ -124,7 +125,7 @@ class SequenceLoader:
             for number in range(self.position.batch, len(groups)):
                 self.position = LoaderPosition(epoch, place, number + 1)
                 draw = np.random.default_rng([self.seed, epoch, int(order[place]), number, self.rank, 2])
-                yield self._batch(sequences, windows, groups[number], draw)
+                yield replace(self._batch(sequences, windows, groups[number], draw), epoch=epoch)
             self.position = LoaderPosition(epoch, place + 1, 0)
         self.position = LoaderPosition(epoch + 1, 0, 0)
 

@@ -83,9 +83,11 @@ class FeaturesConfig:
     min_count: int
     buckets: int
     ngram_rows: int
+    managed: list[str]
+    managed_rows: int
 
     def __post_init__(self) -> None:
-        for name in ("max_id_rows", "max_category_rows", "buckets", "ngram_rows"):
+        for name in ("max_id_rows", "max_category_rows", "buckets", "ngram_rows", "managed_rows"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"features.{name}={getattr(self, name)} is below 2")
         if self.min_count < 1:
@@ -223,7 +225,8 @@ def build_features(
     videos = _aligned(dataset, "videos", "video_id", rows.catalogue)
     users = _aligned(dataset, "users", "user_id", rows.users)
     products = dataset.read("products") if dataset.has("products") else None
-    settings = FeatureSettings(**{**asdict(config.features), "exclude": tuple(config.features.exclude)})
+    lists = {name: tuple(getattr(config.features, name)) for name in ("exclude", "managed")}
+    settings = FeatureSettings(**{**asdict(config.features), **lists})
     built = build_spec(
         videos, users, products, video_trained=tally.video_train_count[1:] > 0,
         user_trained=tally.user_trained[1:], settings=settings,

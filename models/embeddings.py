@@ -134,6 +134,11 @@ def table_rows(spec: FeatureSpec, side: str) -> dict[str, int]:
     return {feature.name: feature.rows for feature in spec.side(side).bags}
 
 
+def managed_table_rows(spec: FeatureSpec, side: str) -> dict[str, int]:
+    """The same for a model that hands out the rows of managed features (``models.managed``)."""
+    return {feature.name: feature.managed_rows or feature.rows for feature in spec.side(side).bags}
+
+
 def dense_widths(spec: FeatureSpec, side: str) -> dict[str, int]:
     """Width of each dense feature on ``side``."""
     return {feature.name: feature.width for feature in spec.side(side).dense}

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from models.embeddings import FeatureBatch, Tables
 from models.layers import Dropout
+from models.managed import ManagedFeatures
 
 
 class VideoTower(nn.Module):
@@ -13,8 +14,11 @@ class VideoTower(nn.Module):
     an unknown id leaves a vector that lives on content alone.
     """
 
-    def __init__(self, tables: nn.Module, dense_widths: dict[str, int], dim: int) -> None:
+    def __init__(
+        self, tables: nn.Module, dense_widths: dict[str, int], dim: int, managed: ManagedFeatures
+    ) -> None:
         super().__init__()
+        self.managed = managed
         self.tables: Tables = tables
         self.dense = nn.ModuleDict(
             {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
@@ -27,7 +31,7 @@ class VideoTower(nn.Module):
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """Unfinished video vectors ``[N, D]``."""
-        video_ND = self.tables(features)
+        video_ND = self.tables(self.managed(features))
         for name, matrix_NW in features.dense.items():
             video_ND = video_ND + self.dense[name](matrix_NW)
         out: Tensor = video_ND + self.refine(video_ND)
@@ -37,8 +41,16 @@ class VideoTower(nn.Module):
 class UserToken(nn.Module):
     """User features → the token that opens the history; an unknown user gives the learned default."""
 
-    def __init__(self, tables: nn.Module, dense_widths: dict[str, int], dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        tables: nn.Module,
+        dense_widths: dict[str, int],
+        dim: int,
+        dropout: float,
+        managed: ManagedFeatures,
+    ) -> None:
         super().__init__()
+        self.managed = managed
         self.tables: Tables = tables
         self.dense = nn.ModuleDict(
             {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
@@ -47,7 +59,7 @@ class UserToken(nn.Module):
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """User token ``[B, D]``."""
-        user_BD = self.tables(features)
+        user_BD = self.tables(self.managed(features))
         for name, matrix_BW in features.dense.items():
             user_BD = user_BD + self.dense[name](matrix_BW)
         out: Tensor = self.dropout(user_BD)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from models.co_engagement import CoEngagement
 from models.embeddings import INITIAL_STD, FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
+from models.managed import ManagedFeatures
 from models.sequence import GAP_BUCKETS, HistoryEncoder, Steps, log_bucket
 from models.sets import SetEncoder
 from models.similarity import Similarity, finish
@@ -34,6 +35,7 @@ class TwoTowerShape:
     ``video_rows`` / ``user_rows`` are embedding-table rows per bag feature, ``*_dense`` the widths of
     dense features, all derived from the ``FeatureSpec``. ``max_steps`` is the longest history read.
     ``trend`` is K, 0 where days mean nothing; ``co_engagement`` is C, 0 where it does not help.
+    ``managed`` are the features whose rows the model hands out (``models.managed``).
     """
 
     video_rows: dict[str, int]
@@ -52,6 +54,7 @@ class TwoTowerShape:
     similarity: Similarity
     trend: int = 0
     co_engagement: int = 0
+    managed: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -66,7 +69,7 @@ class TwoTowerShape:
     def from_json(cls, value: dict[str, Any]) -> "TwoTowerShape":
         """Rebuild a shape; unknown or missing keys raise ``TypeError``."""
         enums = {"block": BlockKind(value["block"]), "similarity": Similarity(value["similarity"])}
-        return cls(**(value | enums))
+        return cls(**(value | enums | {"managed": tuple(value.get("managed", ()))}))
 
 
 class TwoTower(nn.Module):
@@ -77,8 +80,13 @@ class TwoTower(nn.Module):
         super().__init__()
         self.shape = shape
         dim = shape.dim
-        self.video_tower = VideoTower(tables(shape.video_rows, dim), shape.video_dense, dim)
-        self.user_token = UserToken(tables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout)
+        self.video_tower = VideoTower(
+            tables(shape.video_rows, dim), shape.video_dense, dim, _managed(shape, shape.video_rows)
+        )
+        self.user_token = UserToken(
+            tables(shape.user_rows, dim), shape.user_dense, dim, shape.dropout,
+            _managed(shape, shape.user_rows),
+        )  # fmt: skip
         self.history = _history_encoder(shape)
         self.request_gap = nn.Embedding(GAP_BUCKETS, dim) if shape.use_time else None
         if self.request_gap is not None:
@@ -132,6 +140,11 @@ class TwoTower(nn.Module):
     def temperature(self) -> Tensor:
         """Positive scalar; clamped so that a runaway cannot overflow the softmax."""
         return self.log_temperature.clamp(-5.0, 3.0).exp()
+
+
+def _managed(shape: TwoTowerShape, rows: dict[str, int]) -> ManagedFeatures:
+    """The maps of one side's managed features."""
+    return ManagedFeatures({name: count for name, count in rows.items() if name in shape.managed})
 
 
 def _history_encoder(shape: TwoTowerShape) -> nn.Module:

@@ -51,11 +51,12 @@ class Beside:
         self.seed = seed
         self.config = recipe.co_engagement
         self.max_steps = max_steps_of(recipe, prepared)
-        self.rows = table_rows(prepared.spec, "video").get(VIDEO_ID, 0)
+        managed = any(bag.name == VIDEO_ID and bag.managed_rows for bag in prepared.spec.bags)
+        self.rows = 0 if managed else table_rows(prepared.spec, "video").get(VIDEO_ID, 0)
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to fit: videos have ids, and are not too many."""
+        """Whether there is anything to fit: videos have ids with rows of their own, and are not too many."""
         videos = len(self.prepared.catalogue) - 1
         return self.rows > 0 and self.config.rank > 0 and videos <= self.config.max_videos
 

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from data.schema import LABELS
 from models.layers import BlockKind
 from models.similarity import Similarity
+from training.admission import Eviction
 from training.model_config import ModelConfig, OptimizerConfig
 from training.precision import Precision
 from training.ranking_config import RankerConfig
@@ -45,6 +46,18 @@ class TargetConfig:
             raise ValueError(f"model.target.weights has {', '.join(unknown)}; labels are {', '.join(LABELS)}")
         if min([self.impression, *self.weights.values()]) < 0:
             raise ValueError("model.target: weights must be at least 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class ManagedConfig:
+    """Who gets a row of a managed table; see ``training.admission``."""
+
+    admission: int = MISSING
+    eviction: Eviction = MISSING
+
+    def __post_init__(self) -> None:
+        if self.admission < 1:
+            raise ValueError(f"model.managed.admission={self.admission} must be at least 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +109,7 @@ class TwoTowerConfig(ModelConfig):
     refit_epochs: int = MISSING
     co_engagement: CoEngagementConfig = MISSING
     target: TargetConfig = MISSING
+    managed: ManagedConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     validation: ValidationConfig = MISSING
 

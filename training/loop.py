@@ -66,6 +66,8 @@ class Parts:
     checkpoints: Path
     fingerprint: str
     ranks: Ranks = ALONE
+    #: Told of each batch before its forward pass. Collective.
+    before_step: Callable[[Any], None] = lambda batch: None
     #: Where the state of the best epoch is kept, if training is to go on from there.
     best: Path | None = None
 
@@ -146,6 +148,7 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
     try:
         for batch, position in batches:
             optimizers.begin_step(warm(progress.step) * slowed)
+            parts.before_step(batch)
             loss = parts.placement.loss(batch)
             late = clock.seconds > budget.max_seconds
             value, late, examples = _agree(parts.ranks, late_loss.after(loss), late, batch.examples)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.embeddings import PlainTables, TablesFactory
+from models.embeddings import INITIAL_STD, PlainTables, TablesFactory
 from training.distributed import ALONE, Ranks
 from training.optimizers import Optimizers, RowWiseAdagrad, build_adamw, dense_state
 
@@ -69,6 +69,8 @@ class Placement(Protocol):
     """A model under training. ``loss`` is :class:`Task` 's, with gradients averaged over ranks."""
 
     optimizers: Optimizers
+    #: Further live tensors that belong to :meth:`state`, equal on all ranks.
+    further: dict[str, Tensor]
 
     def loss(self, batch: Any) -> Tensor:
         """Loss of a batch."""
@@ -79,6 +81,12 @@ class Placement(Protocol):
 
         Names are those of the portable model, ``model.<parameter>`` and ``optimizer.<parameter>.<state>``;
         where a tensor is cut over ranks its value is a ``ShardedTensor``.
+        """
+        ...
+
+    def renew_rows(self, table: str, rows: Tensor, draw: torch.Generator) -> None:
+        """Make ``rows`` int64 ``[R]`` of a table, by its portable name, as if they had never trained: new
+        weights from ``draw``, equal however the table is cut, and no state of the optimizer.
         """
         ...
 
@@ -96,6 +104,7 @@ class OneProcess:
 
     def __init__(self, task: Task, rule: UpdateRule) -> None:
         self.task = task
+        self.further: dict[str, Tensor] = {}
         self.loss: Callable[[Any], Tensor] = task
         sparse = {
             f"{path}.weights.{name}": tables.weights[name]
@@ -120,7 +129,13 @@ class OneProcess:
         if self._adagrad is not None:
             for name, table in self._sparse.items():
                 state[f"optimizer.{name}.sum"] = self._adagrad.total_of(table)
-        return state
+        return state | self.further
+
+    def renew_rows(self, table: str, rows: Tensor, draw: torch.Generator) -> None:
+        """See :class:`Placement`."""
+        fresh_RD = new_rows(rows, self.task.model.get_parameter(table).shape[1], draw)
+        for name, tensor in table_state(self.state(), table).items():
+            renew(name, tensor, 0, rows, fresh_RD)
 
     def weights(self) -> dict[str, Tensor]:
         """See :class:`Placement`."""
@@ -130,6 +145,29 @@ class OneProcess:
     def describe(self) -> str:
         """See :class:`Placement`."""
         return f"{sum(parameter.numel() for parameter in self.task.model.parameters()):,} parameters"
+
+
+def table_state(state: dict[str, Tensor], table: str) -> dict[str, Tensor]:
+    """Of a placement's state what has a row for each row of a table: weights, averages, optimizer state."""
+    named = {f"model.{table}", f"average.{table}"}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if (name in named or name.startswith(f"optimizer.{table}.")) and len(tensor.size()) > 0
+    }
+
+
+def new_rows(rows: Tensor, dim: int, draw: torch.Generator) -> Tensor:
+    """Weights ``[R, dim]`` for rows that begin anew, spread as those of a new table."""
+    return torch.randn(len(rows), dim, generator=draw) * INITIAL_STD
+
+
+@torch.no_grad()
+def renew(name: str, part: Tensor, offset: int, rows: Tensor, fresh_RD: Tensor) -> None:
+    """Renew those of ``rows`` that lie in ``part``: rows ``offset`` … of what the state calls ``name``."""
+    inside = (rows >= offset) & (rows < offset + len(part))
+    own = (rows[inside] - offset).to(part.device)
+    part[own] = 0.0 if name.startswith("optimizer.") else fresh_RD[inside].to(part.device)
 
 
 def tables_factory(ranks: Ranks, *, sharded: bool, dense_table_rows: int) -> TablesFactory:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from data.columns import ranges
+from data.features import key_name
 from data.loader import Batch, SequenceLoader
 from data.prepared import Prepared
 from data.targets import TargetWeights
 from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend, training_end_ms
 from models.devices import to_device
-from models.embeddings import FeatureBatch, dense_widths, table_rows
+from models.embeddings import FeatureBatch, dense_widths, managed_table_rows
 from models.losses import Moving, Targets, softmax_loss
 from models.sequence import Steps
 from models.two_tower import VIDEO_ID, TwoTower, TwoTowerShape
@@ -31,9 +32,9 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
     """
     dataset = prepared.manifest["dataset"]
     return TwoTowerShape(
-        video_rows=table_rows(prepared.spec, "video"),
+        video_rows=managed_table_rows(prepared.spec, "video"),
         video_dense=dense_widths(prepared.spec, "video"),
-        user_rows=table_rows(prepared.spec, "user"),
+        user_rows=managed_table_rows(prepared.spec, "user"),
         user_dense=dense_widths(prepared.spec, "user"),
         surfaces=len(prepared.surfaces),
         dim=config.dim,
@@ -46,6 +47,7 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
         trend=len(HALF_LIVES_DAYS) if has_trend(prepared) else 0,
+        managed=tuple(bag.name for bag in prepared.spec.bags if bag.managed_rows),
     )
 
 
@@ -91,7 +93,7 @@ class RetrievalObjective:
         self.end_ms = 0 if trend is None else training_end_ms(prepared, splits)
         self.video_table = prepared.video_table
         self.user_table = prepared.user_table
-        content = [name for name in self.video_table.bags if name != VIDEO_ID]
+        content = [name for name in self.video_table.bags if name not in (VIDEO_ID, key_name(VIDEO_ID))]
         # with ids alone there is nothing that could carry a hidden video
         self.id_dropout = id_dropout if content or self.video_table.dense else 0.0
         self._whole: FeatureBatch | None = None
@@ -151,6 +153,9 @@ class RetrievalObjective:
         values, offsets = features.bags[VIDEO_ID]
         hidden = torch.rand(values.shape, device=values.device) < self.id_dropout
         bags = features.bags | {VIDEO_ID: (values.masked_fill(hidden, 0), offsets)}
+        if key_name(VIDEO_ID) in bags:  # one key a video, like the id
+            keys, _ = features.bags[key_name(VIDEO_ID)]
+            bags[key_name(VIDEO_ID)] = (keys.masked_fill(hidden, 0), offsets)
         return FeatureBatch(bags, features.dense, features.size)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

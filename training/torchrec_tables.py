@@ -35,7 +35,7 @@ from data.errors import ConfigError
 from models.embeddings import FeatureBatch, draw_seed, initial_rows
 from training.distributed import Ranks
 from training.optimizers import ADAGRAD_EPSILON, Optimizers, build_adamw, dense_state
-from training.placement import Task, UpdateRule
+from training.placement import Task, UpdateRule, new_rows, renew, table_state
 
 #: Share of a device's memory that the planner leaves to activations and the dense part.
 RESERVED_SHARE = 0.15
@@ -115,6 +115,7 @@ class ShardedByTorchRec:
 
     def __init__(self, task: Task, rule: UpdateRule, ranks: Ranks, device: torch.device) -> None:
         self.model = task.model
+        self.further: dict[str, Tensor] = {}
         large = _fuse_large_tables(task.model, rule)
         cuda_state = [device] if device.type == "cuda" else []
         with _quiet(), torch.random.fork_rng(devices=cuda_state):  # TorchRec draws starts of its own
@@ -141,7 +142,15 @@ class ShardedByTorchRec:
         for key, own in self._parallel.fused_optimizer.state_dict()["state"].items():
             (total,) = own.values()
             state[f"optimizer.{plain_name(key.removeprefix('model.'))}.sum"] = total
-        return state
+        return state | self.further
+
+    def renew_rows(self, table: str, rows: Tensor, draw: torch.Generator) -> None:
+        """See ``Placement``: every rank draws all rows and keeps its own."""
+        tensors = table_state(self.state(), table)
+        fresh_RD = new_rows(rows, tensors[f"model.{table}"].size()[1], draw)
+        for name, tensor in tensors.items():
+            for offset, part in _local_parts(tensor):
+                renew(name, part, offset, rows, fresh_RD)
 
     def weights(self) -> dict[str, Tensor]:
         """See ``Placement``: sharded tables are gathered one after another."""

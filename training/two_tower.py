@@ -20,6 +20,7 @@ from data.trend import has_trend, training_trend
 from models.co_engagement import CoEngagement
 from models.portable import save_weights
 from models.two_tower import TwoTower
+from training.admission import Admission
 from training.checkpoint import Progress, load_checkpoint, remove_checkpoints
 from training.co_engagement import Beside, Choice
 from training.config import TableKind, TrainConfig, TwoTowerConfig
@@ -73,6 +74,10 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         model, lambda batch: stage.objective.loss(model, batch), ranks, lambda: stepping(precision, device)
     )
     placement = place(task, rule, ranks, device, sharded=sharded)
+    admission = Admission(
+        model, prepared, placement, ranks, admission=recipe.managed.admission,
+        eviction=recipe.managed.eviction, seed=config.seed,
+    )  # fmt: skip
     part_ways(config.seed, ranks)
 
     beside = Beside(recipe, prepared, config.seed)
@@ -92,6 +97,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     parts = Parts(
         model=model,
         placement=placement,
+        before_step=admission.see,
         loader=loader,
         validate=lambda: vectors().metrics(recipe.validation.k, ranks),
         metric=f"ndcg@{recipe.validation.k}",

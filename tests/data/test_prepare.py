@@ -514,3 +514,23 @@ def test_no_row_is_lost_between_block_and_parquet(prepared: Prepared):
     assert table.schema.names == sequence_rows.__globals__["SEQUENCES"].names
     for name in table.column_names[1:]:
         assert table[name].null_count == 0
+
+
+def test_keys_of_managed_features(tmp_path):
+    events, _ = crowded_log(5, users=60, span_ms=72, unit_ms=HOUR)
+    videos = [{"video_id": 10, "category": "a"}, {"video_id": 20, "category": "b"}]
+    videos += [{"video_id": 99, "category": "b"}]  # never shown
+    dataset = write_dataset(tmp_path / "d", events, videos=videos)
+    words = ("max_unknown_share=1", "split.end=2026-01-04", "leak_check=false")
+    prepared = prepare(
+        dataset, tmp_path / "p", *words, "features.managed=[videos.video_id]", "features.managed_rows=5"
+    )
+    plain = prepare(dataset, tmp_path / "q", *words)
+    assert (prepared.spec["video_id"].managed_rows, prepared.spec["video_id"].rows) == (5, 3)
+    keys, offsets = prepared.video_table.bags["video_id:key"]
+    assert offsets.tolist() == [0, 0, 1, 2, 3]
+    assert len({*keys.tolist(), 0}) == 4
+    assert "managed_rows" not in json.dumps(plain.spec.to_json())
+    assert plain.video_table.bags.keys() == prepared.video_table.bags.keys() - {"video_id:key"}
+    with pytest.raises(ConfigError, match=r"features.managed: videos.category is no column of ids"):
+        prepare(dataset, tmp_path / "r", *words, "features.managed=[videos.category]")

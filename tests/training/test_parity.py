@@ -7,6 +7,7 @@ import pytest
 
 from data.prepared import Prepared
 from models.inference import embed_catalogue
+from models.managed import FREE
 from models.portable import load_two_tower
 from tests.training.running import finish, records, spawn, spawn_job, train, wait_for
 from tests.training.worlds import checkerboard
@@ -14,15 +15,21 @@ from training.checkpoint import save_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-#: Without dropout, since ranks draw their own; ids and markets are large tables (cut, row-wise Adagrad).
-EXACT = ("model.dropout=0", "model.id_dropout=0", "model.optimizer.dense_table_rows=10", "model.max_epochs=4")
+#: Without dropout, since ranks draw their own; ids and markets are large tables (cut, row-wise Adagrad), and
+#: that of markets is managed, with rows for ten of twelve.
+EXACT = (
+    "model.dropout=0", "model.id_dropout=0", "model.optimizer.dense_table_rows=10", "model.max_epochs=4",
+    "model.managed.admission=3",
+)  # fmt: skip
 WHOLE, HALF = "model.tokens=400", "model.tokens=200"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parity")
-    checkerboard(folder / "prepared", users=61)  # two ranks cannot share them evenly
+    checkerboard(
+        folder / "prepared", users=61, managed={"user_market": 11}
+    )  # two ranks cannot share them evenly
     assert train(f"prepared={folder}/prepared", f"out={folder}/one", *EXACT, WHOLE) == 0
     return folder
 
@@ -34,6 +41,7 @@ def check_equal(world, name: str) -> None:
     for metric in ("train/gradient_norm", "validation/ndcg@20"):
         assert records(world / name, metric) == pytest.approx(records(world / "one", metric), abs=1e-4)
     one, other = (load_two_tower(world / run / "model") for run in ("one", name))
+    assert int(one.user_token.managed.maps["user_market"].key_K.max()) < FREE, "the table is full"
     for key, weight in one.state_dict().items():
         np.testing.assert_allclose(other.state_dict()[key], weight, atol=1e-5, err_msg=key)
     table = Prepared.open(world / "prepared").video_table

@@ -4,13 +4,14 @@ Videos and users have a taste, 0 or 1. A user is shown videos of both, mostly of
 exactly those. Every user's withheld click (validation) and the one after it (test) are of the own taste.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.features import BagFeature, EncodedTable, Encoder, FeatureSpec, Side
+from data.features import BagFeature, EncodedTable, Encoder, FeatureSpec, Side, key_name
 from data.prepared import SEQUENCES, Prepared, write_tables
 from data.schema import LABEL_BIT, LABELS
 from data.vocabulary import Vocabulary
@@ -24,9 +25,19 @@ def taste(rows):
 
 
 def checkerboard(
-    path: Path, *, users: int = 60, videos: int = 40, steps: int = 20, seed: int = 0
+    path: Path,
+    *,
+    users: int = 60,
+    videos: int = 40,
+    steps: int = 20,
+    seed: int = 0,
+    managed: Mapping[str, int] | None = None,
 ) -> Prepared:
-    """Write a PREPARED directory: the last two impressions of every user are validation and test."""
+    """Write a PREPARED directory: the last two impressions of every user are validation and test.
+
+    ``managed`` says how many rows the model may hand out itself, for ``video_id`` or ``user_market``.
+    """
+    managed = managed or {}
     g = np.random.default_rng(seed)
     rows = [_user(user, videos, steps, g) for user in range(1, users + 1)]
     files = ["part-00000.parquet", "part-00001.parquet"]
@@ -43,16 +54,19 @@ def checkerboard(
         path,
         spec=FeatureSpec(
             bags=(
-                _bag("video_id", Side.video, videos + 1),
+                _bag("video_id", Side.video, videos + 1, managed=managed.get("video_id", 0)),
                 _bag("video_tags", Side.video, 6, multiple=True),
-                _bag("user_market", Side.user, 13),
+                _bag("user_market", Side.user, 13, managed=managed.get("user_market", 0)),
             )
         ),
         indexes={"catalogue": catalogue, "users": people, "surfaces": _ids(1), "markets": _ids(1)},
         vocabularies={},
-        video_table=_videos(videos, g),
-        user_table=EncodedTable(
-            users + 1, {"user_market": (np.r_[0, 1 + np.arange(users) // 2 % 12], np.arange(users + 2))}
+        video_table=_keyed(_videos(videos, g), managed),
+        user_table=_keyed(
+            EncodedTable(
+                users + 1, {"user_market": (np.r_[0, 1 + np.arange(users) // 2 % 12], np.arange(users + 2))}
+            ),
+            managed,
         ),
         video_train_count=np.bincount(train, minlength=videos + 1),
         video_train_true=true,
@@ -97,13 +111,21 @@ def _videos(videos: int, g: np.random.Generator) -> EncodedTable:
     return EncodedTable(videos + 1, {"video_id": ids, "video_tags": (g.integers(1, 6, offsets[-1]), offsets)})
 
 
+def _keyed(table: EncodedTable, managed: Mapping[str, int]) -> EncodedTable:
+    """The table with keys of its managed features: numbers as large as hashes are."""
+    for name in managed.keys() & table.bags.keys():
+        values, offsets = table.bags[name]
+        table.bags[key_name(name)] = (np.where(values > 0, values * 2**52 + 1, 0), offsets)
+    return table
+
+
 def _ids(count: int) -> Vocabulary:
     return Vocabulary.build(pa.array(np.arange(count) + 100))
 
 
-def _bag(name: str, side: Side, rows: int, multiple: bool = False) -> BagFeature:
+def _bag(name: str, side: Side, rows: int, multiple: bool = False, managed: int = 0) -> BagFeature:
     column = name.partition("_")[2]
     return BagFeature(
         name=name, side=side, table=f"{side.value}s", column=column, encoder=Encoder.vocabulary, rows=rows,
-        multiple=multiple,
+        multiple=multiple, managed_rows=managed,
     )  # fmt: skip
