@@ -23,6 +23,9 @@ from training.config import TwoTowerConfig
 NOT_OUT = -1e9
 #: Steps read of a log without order, at least.
 SET_STEPS = 1024
+#: Steps of a batch of such a log in terms of ``tokens``: a set has few queries for many steps, and a small
+#: batch of queries learns slowly. The learning rate follows by the root.
+SET_BATCH = 8
 
 
 def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
@@ -49,6 +52,15 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         trend=len(HALF_LIVES_DAYS) if has_trend(prepared) else 0,
         managed=tuple(bag.name for bag in prepared.spec.bags if bag.managed_rows),
     )
+
+
+def recipe_for(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerConfig:
+    """The recipe as it is run: batches and rate of a log without order are larger."""
+    if prepared.manifest["dataset"]["ordered"]:
+        return config
+    rate = config.optimizer.learning_rate * SET_BATCH**0.5
+    optimizer = replace(config.optimizer, learning_rate=rate)
+    return replace(config, tokens=config.tokens * SET_BATCH, optimizer=optimizer)
 
 
 def max_steps_of(config: TwoTowerConfig, prepared: Prepared) -> int:

@@ -29,7 +29,7 @@ from training.loop import Budget, Parts, fit, go_on, is_over
 from training.placement import Task, UpdateRule, place, tables_factory
 from training.precision import set_products, stepping
 from training.process import part_ways, start_process
-from training.retrieval import RetrievalObjective, build_loader, max_steps_of, shape_of
+from training.retrieval import RetrievalObjective, build_loader, max_steps_of, recipe_for, shape_of
 from training.retrieval_validation import HeldVectors, held_vectors
 from training.run_directory import fingerprint_of, open_log, open_run, write_run
 from training.validation import HeldOut, gain_mask, held_out
@@ -48,6 +48,7 @@ class Stage:
 
 def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared, ranks: Ranks) -> None:
     """Train a two-tower model into ``config.out``."""
+    recipe = recipe_for(recipe, prepared)
     sharded = _sharded(config.tables, ranks)
     device = start_process(config.seed, config.device, config.threads, ranks)
     precision = config.precision.on(device)

@@ -1,5 +1,7 @@
 """Validation in training: masks of the held-out requests, metrics against brute force, no side effects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from models.two_tower import TwoTower
 from tests.training.running import SMALL
 from tests.training.worlds import checkerboard, taste
 from training.config import TrainConfig
-from training.retrieval import shape_of
+from training.retrieval import recipe_for, shape_of
 from training.retrieval_validation import validate
 from training.validation import HeldOut, gain_mask, held_out, rank_metrics
 
@@ -109,3 +111,12 @@ def test_take_keeps_requests_with_their_masks(prepared):
     assert [one.user_row for one in part.requests] == [held.requests[i].user_row for i in (4, 1)]
     assert part.truth == [held.truth[4], held.truth[1]]
     assert part.seen[1] is held.seen[1]
+
+
+def test_batches_of_a_log_without_order_are_larger(prepared):
+    recipe = compose("train", [*SMALL, f"prepared={prepared.path}", "out=x"], TrainConfig).model
+    assert recipe_for(recipe, prepared) is recipe
+    dataset = prepared.manifest["dataset"] | {"ordered": False}
+    larger = recipe_for(recipe, replace(prepared, manifest=prepared.manifest | {"dataset": dataset}))
+    assert larger.tokens == 8 * recipe.tokens
+    assert larger.optimizer.learning_rate == pytest.approx(8**0.5 * recipe.optimizer.learning_rate)
