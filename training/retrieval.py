@@ -23,6 +23,8 @@ from training.config import TwoTowerConfig
 NOT_OUT = -1e9
 #: Steps read of a log without order, at least.
 SET_STEPS = 1024
+#: Impressions with which an id is hidden half as often, beyond ``id_dropout``, as one never seen.
+RARE = 10.0
 #: Steps of a batch of such a log in terms of ``tokens``: a set has few queries for many steps, and a small
 #: batch of queries learns slowly. The learning rate follows by the root.
 SET_BATCH = 8
@@ -86,6 +88,16 @@ def build_loader(
     )
 
 
+def hidden_share(id_dropout: float, count_N: np.ndarray) -> np.ndarray:
+    """The share of steps in which each video's id is hidden, float32 ``[N]``, from its training impressions.
+
+    ``id_dropout`` of an id that is known well, more of a rare one, every step of one never seen: a rare id
+    learns its few users by heart.
+    """
+    share_N = id_dropout + (1 - id_dropout) * RARE / (RARE + count_N)
+    return np.asarray(share_N, np.float32)
+
+
 class RetrievalObjective:
     """Loss of a batch, with id dropout: a hidden id becomes row 0, so that content must carry the video.
 
@@ -107,13 +119,14 @@ class RetrievalObjective:
         self.user_table = prepared.user_table
         content = [name for name in self.video_table.bags if name not in (VIDEO_ID, key_name(VIDEO_ID))]
         # with ids alone there is nothing that could carry a hidden video
-        self.id_dropout = id_dropout if content or self.video_table.dense else 0.0
+        hides = id_dropout > 0 and bool(content or self.video_table.dense)
+        self.hidden_share_N = hidden_share(id_dropout, prepared.video_train_count) if hides else None
         self._whole: FeatureBatch | None = None
         self._moving: dict[int, Tensor] = {}
 
     def loss(self, model: TwoTower, batch: Batch) -> Tensor:
         """Scalar training loss of one batch."""
-        video_VD = model.encode_videos(self._hide_ids(self._videos(batch)))
+        video_VD = model.encode_videos(self._hide_ids(self._videos(batch), batch.video_rows))
         user_features = FeatureBatch.of(self.user_table.take(batch.user_row_B)).to(self.device)
         steps = steps_of(batch, self.device)
         states_BSD = model.encode_states(steps, video_VD, user_features)
@@ -159,11 +172,12 @@ class RetrievalObjective:
             self._whole = FeatureBatch.of(self.video_table.take(batch.video_rows)).to(self.device)
         return self._whole
 
-    def _hide_ids(self, features: FeatureBatch) -> FeatureBatch:
-        if self.id_dropout == 0.0 or VIDEO_ID not in features.bags:
+    def _hide_ids(self, features: FeatureBatch, video_rows: np.ndarray) -> FeatureBatch:
+        if self.hidden_share_N is None or VIDEO_ID not in features.bags:
             return features
         values, offsets = features.bags[VIDEO_ID]
-        hidden = torch.rand(values.shape, device=values.device) < self.id_dropout
+        share = self._tensor(self.hidden_share_N[video_rows]).repeat_interleave(offsets.diff())
+        hidden = torch.rand(values.shape, device=values.device) < share
         bags = features.bags | {VIDEO_ID: (values.masked_fill(hidden, 0), offsets)}
         if key_name(VIDEO_ID) in bags:  # one key a video, like the id
             keys, _ = features.bags[key_name(VIDEO_ID)]

@@ -148,7 +148,7 @@ def test_the_checkerboard_is_learnt(tmp_path):
     """A withheld video of the user's own taste ranks above every unseen video of the other taste."""
     checkerboard(tmp_path / "prepared", users=80)
     rate = ("model.optimizer.learning_rate=0.01", "model.plateau_factor=1")
-    words = ("model.max_epochs=20", "model.patience=20", *rate)
+    words = ("model.max_epochs=30", "model.patience=30", *rate)
     assert train(f"prepared={tmp_path}/prepared", f"out={tmp_path}/run", *words) == 0
     losses = list(records(tmp_path / "run").values())
     # about 26 unseen videos at the end of a history, of which 7 have the taste
