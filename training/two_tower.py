@@ -54,13 +54,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     precision = config.precision.on(device)
     set_products(precision)
     shape = shape_of(recipe, prepared)
-    rule = UpdateRule(
-        learning_rate=recipe.optimizer.learning_rate,
-        weight_decay=recipe.optimizer.weight_decay,
-        dense_table_rows=recipe.optimizer.dense_table_rows,
-        table_learning_rate=recipe.optimizer.table_learning_rate,
-        average=recipe.average,
-    )
+    rule = _update_rule(recipe)
     loader, held = _data(config, recipe, prepared, ranks)
     fingerprint = fingerprint_of(config, prepared, ranks.world)
     out = Path(config.out)
@@ -108,17 +102,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
         ranks=ranks,
         best=out / "best" if goes_on else None,
     )
-    budget = Budget(
-        max_epochs=recipe.max_epochs,
-        max_seconds=config.max_minutes * 60 * (SELECTING_SHARE if recipe.refit_epochs else 1.0),
-        patience=recipe.patience,
-        checkpoint_steps=config.checkpoint_steps,
-        log_steps=config.log_steps,
-        warmup_steps=recipe.optimizer.warmup_steps,
-        clip_norm=recipe.optimizer.clip_norm,
-        plateau_factor=recipe.plateau_factor,
-    )
-    refit_budget = replace(budget, max_epochs=recipe.refit_epochs, max_seconds=config.max_minutes * 60)
+    budget, refit_budget = _budgets(config, recipe)
 
     def load(folder: str) -> Progress | None:
         return load_checkpoint(out / folder, placement.state(), fingerprint, ranks)
@@ -197,6 +181,32 @@ def _data(
             "model.validation.gain, or prepare again with other split dates"
         )
     return loader, held
+
+
+def _update_rule(recipe: TwoTowerConfig) -> UpdateRule:
+    optimizer = recipe.optimizer
+    return UpdateRule(
+        learning_rate=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        dense_table_rows=optimizer.dense_table_rows,
+        table_learning_rate=optimizer.table_learning_rate,
+        average=recipe.average,
+    )
+
+
+def _budgets(config: TrainConfig, recipe: TwoTowerConfig) -> tuple[Budget, Budget]:
+    """Of selecting and of refitting; the seconds of the second count from the begin of the run."""
+    selecting = Budget(
+        max_epochs=recipe.max_epochs,
+        max_seconds=config.max_minutes * 60 * (SELECTING_SHARE if recipe.refit_epochs else 1.0),
+        patience=recipe.patience,
+        checkpoint_steps=config.checkpoint_steps,
+        log_steps=config.log_steps,
+        warmup_steps=recipe.optimizer.warmup_steps,
+        clip_norm=recipe.optimizer.clip_norm,
+        plateau_factor=recipe.plateau_factor,
+    )
+    return selecting, replace(selecting, max_epochs=recipe.refit_epochs, max_seconds=config.max_minutes * 60)
 
 
 def _sharded(tables: TableKind, ranks: Ranks) -> bool:
