@@ -88,9 +88,17 @@ def _sparse(users: list[Engagement], size: int) -> sp.csr_matrix:
     return sp.csr_matrix((weight.astype(np.float64), (row, video)), shape=(len(users), size))
 
 
+def without(user_BD: np.ndarray, columns: tuple[slice, slice]) -> np.ndarray:
+    """The same vectors with zeros in ``columns``."""
+    user_BD[columns] = 0.0
+    return user_BD
+
+
 def scorers(folder: Path, bundle: Bundle) -> dict[str, Scorer]:
     """Scores ``[B, N + 1]`` of every catalogue row by ranker."""
-    vectors, dim = np.asarray(bundle.video_vectors), bundle.encoder.model.shape.dim
+    vectors, shape = np.asarray(bundle.video_vectors), bundle.encoder.model.shape
+    trend = np.s_[:, shape.dim : shape.dim + shape.trend]
+    beside = np.s_[:, shape.dim + shape.trend :]
     knn, popular = (Baseline.load(folder / name / "model") for name in ("item_knn", "popularity"))
     ease = exact_ease(knn, Prepared.open(folder / "prepared"))
     return {
@@ -98,7 +106,8 @@ def scorers(folder: Path, bundle: Bundle) -> dict[str, Scorer]:
         "item_knn": lambda asked: knn.scores([knn.engaged(r.history) for r in asked]),
         "EASE": lambda asked: ease([knn.engaged(r.history) for r in asked]),
         "towers": lambda asked: bundle.encoder.encode(asked) @ vectors.T,
-        "towers, trend off": lambda asked: bundle.encoder.encode(asked)[:, :dim] @ vectors[:, :dim].T,
+        "towers, trend off": lambda asked: without(bundle.encoder.encode(asked), trend) @ vectors.T,
+        "towers alone": lambda asked: without(bundle.encoder.encode(asked), beside) @ vectors.T,
         "any order": lambda asked: np.random.default_rng(0).random((len(asked), len(vectors))),
     }
 
