@@ -12,7 +12,7 @@ optimizer do the rest. A positive is a position with a target, or a sample where
     replay_two_tower           TwoTower of SASRec and its default video tower, softmax over the catalogue
     replay_two_tower_sampled   the same, softmax over 100 shared uniform negatives
 
-Two steps of each are not counted; then come ``seconds=``, and two steps at least.
+One step of each is not counted; then come ``seconds=``, and two steps at least.
 """
 
 import os
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 #: Users a step, steps before the clock counts, steps it counts at least.
-USERS, WARM, LEAST = 128, 2, 2
+USERS, WARM, LEAST = 128, 1, 2
 
 
 class Marks:

@@ -11,7 +11,7 @@ tower's features being whatever the log has. ``shopreel`` is the softmax over th
 width, blocks, heads and about 128 users a step (RecBole: 2,048 samples), their preparation of the data
 outside of the clock. Other sizes: ``dim= layers= heads=``; ``model="…"``: overrides of the recipe.
 
-Systems take turns, each run a process of its own, ``seconds=`` long after two steps (and two steps at
+Systems take turns, each run a process of its own, ``seconds=`` long after a step or two (two steps at
 least). A peer with the loss over the catalogue is compared with ``shopreel``, one with a sampled loss with
 ``shopreel_sampled``: the ratio of each turn, its median and range.
 
