@@ -5,8 +5,9 @@
 
 The log is made first: one file per day, 100 impressions a user, Zipf videos, four labels, watch time, surface
 and market. Every system runs in a process of its own; printed are rows a second and the peak of resident
-memory, median (range) of the runs. ``stream`` reads one epoch of training batches of the two-tower model
-from what ``shopreel`` prepared, and trains nothing.
+memory, median (range) of the runs, and ratios of each. ``clock=cpu`` counts the processor's seconds.
+``stream`` reads one epoch of training batches of the two-tower model from what ``shopreel`` prepared, and
+trains nothing.
 
 The pandas version does what ``prepare`` does with such a log and no more: ids to rows, users shuffled, time
 order, label masks, split by date, how much of the history each impression knew, one row of lists per user, in
@@ -159,20 +160,28 @@ def stream(folder: Path, arguments: dict[str, str]) -> None:
 
 
 def measured(system: str, folder: Path, arguments: dict[str, str]) -> tuple[float, float] | str:
-    """Wall seconds and peak GiB of a process of its own; or why there are none."""
+    """Seconds and peak GiB of a process of its own; or why there are none."""
     for leftover in ("pandas", "sorted.parquet"):
         path = folder / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     words = [f"{key}={value}" for key, value in arguments.items()]
     command = [sys.executable, "-W", "ignore", __file__, *words, f"worker={system}", f"folder={folder}"]
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _processor_s()
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     seconds = time.perf_counter() - began
+    if arguments.get("clock") == "cpu":
+        seconds = _processor_s() - used
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return seconds, float(done.stdout.strip().splitlines()[-1])
+
+
+def _processor_s() -> float:
+    """Seconds that processes which have ended took of the processor."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main(arguments: dict[str, str]) -> None:
@@ -184,7 +193,7 @@ def main(arguments: dict[str, str]) -> None:
     rows, videos = int(arguments.get("rows", "20000000")), int(arguments.get("videos", "200000"))
     print(
         f"{rows:,} impressions, {videos:,} videos, {len(os.sched_getaffinity(0))} core(s), "
-        f"{arguments.get('threads', 'all')} thread(s)",
+        f"{arguments.get('threads', 'all')} thread(s), {arguments.get('clock', 'wall')} seconds",
         flush=True,
     )
     with tempfile.TemporaryDirectory(dir=arguments.get("scratch")) as scratch:

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,26 @@ def in_turns(
     """``runs=`` (5) runs of every system; ``peers`` run under ``peers_python=`` (what make peers installs).
 
     ``more`` adds words for a worker, given what was found so far. A later run that fails leaves the earlier
-    ones.
+    ones; Ctrl-C, too, leaves what was measured.
     """
     found: Found = {system: [] for system in systems}
     missing: Missing = {}
     runs = int(arguments.get("runs", "5"))
-    for turn in range(runs):
-        for system in systems:
+    try:
+        for turn, system in product(range(runs), systems):
             if system in missing:
                 continue
             python = arguments.get("peers_python", str(PEERS_PYTHON)) if system in peers else sys.executable
             words = [f"{name}={value}" for name, value in {**arguments, **more(found)}.items()]
-            command = [python, "-W", "ignore", script, *words, f"worker={system}"]
-            said = _last_line(command)
+            said = _last_line([python, "-W", "ignore", script, *words, f"worker={system}"])
             if isinstance(said, str):
                 missing[system] = said if turn == 0 else f"run {turn + 1}: {said}"
             else:
                 found[system].append(said)
             print(f"  run {turn + 1} of {runs}: {system} {missing.get(system, 'done')}", file=sys.stderr)
+    except KeyboardInterrupt:  # also how a set stops what takes too long
+        print(f"stopped in run {turn + 1} of {runs}: what follows are the runs before", flush=True)
+        missing.update({system: "stopped before its first run" for system in systems if not found[system]})
     return {system: runs for system, runs in found.items() if runs}, missing
 
 

@@ -3,7 +3,7 @@
     python benchmarks/suite.py [only=table_step,youtube_dnn] [threads=1] [clock=wall] [minutes=120] [list=1]
 
 Every benchmark also runs alone, with sizes of its own: its first lines say how. Here each has a size that
-ends within some minutes on two cores: how many, is printed before it begins; after three times as many it is
+ends within some minutes on two cores: how many, is printed before it begins; after five times as many it is
 stopped, and all together after ``minutes=``. One that fails, or is stopped, leaves the others be. Ctrl-C ends
 the set; what was measured by then is kept.
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 WORDS = ("only", "threads", "clock", "minutes", "list", "peers_python", "results", "docs")
 #: A benchmark is stopped after so many times its minutes; shown is the end of what it printed.
-PATIENCE, LINES = 3, 40
+PATIENCE, LINES = 5, 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 The user is the mean of 50 videos through a perceptron (128, 64), 4,096 positives a step, ids drawn uniformly;
 Adam (torch-rechub's default) there, AdamW and row-wise Adagrad here. torch-rechub scores each positive beside
 20 negatives of its own, shopreel beside 1,024 uniform ones and the other positives, corrected by how likely
-they were drawn. Batches are made beforehand. Systems take turns, 12 steps a run after three; printed are
+they were drawn. Batches are made beforehand. Systems take turns, 8 steps a run after two; printed are
 positives a second, median (range), and the ratio of each turn.
 """
 
@@ -103,12 +103,12 @@ def measure(make: Callable[[int, torch.Generator], Step], arguments: dict[str, s
     torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
     clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
     step = make(int(arguments.get("rows", "1000000")), torch.Generator().manual_seed(0))
-    for number in range(3):
+    for number in range(2):
         step(number)
     began = clock()
-    for number in range(12):
+    for number in range(8):
         step(number)
-    return 12 * BATCH / (clock() - began)
+    return 8 * BATCH / (clock() - began)
 
 
 def main(arguments: dict[str, str]) -> None:
