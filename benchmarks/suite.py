@@ -193,7 +193,11 @@ def main(arguments: dict[str, str]) -> int:
     total_min = float(arguments.get("minutes", "120"))
     expected = sum(STANDARD[name].minutes for name in names)
     print(f"{len(names)} benchmarks, about {expected:.0f} minutes, {total_min:.0f} at most (minutes=)")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sign in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a shell's background jobs ignore the first, and so would ours
+        signal.signal(sign, signal.default_int_handler)
     target = Path(arguments.get("results", ROOT / "bench.json"))
     began, version, results = time.perf_counter(), commit(), {one["name"]: one for one in earlier(target)}
     state = "done"

@@ -28,9 +28,10 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     docs.write_text(f"before\n{suite.BEGIN}\nold\n{suite.END}\nafter\n")
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "STANDARD", {name: suite.Benchmark(1, ()) for name in SCRIPTS})
-    kept = signal.getsignal(signal.SIGTERM)
+    kept = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
-    signal.signal(signal.SIGTERM, kept)
+    for sign, handler in kept.items():
+        signal.signal(sign, handler)
 
 
 def states(bench: Path) -> dict[str, str]:
