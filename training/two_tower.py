@@ -128,17 +128,18 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
             # more time than a broken-off run had: what followed its selection is void
             ranks.on_lead(lambda: remove_checkpoints(out / "refit"))
             progress = last = fit(parts, budget, progress, log)
-        best = load("best") if goes_on else None
+        if goes_on:
+            load("best")
         choice = Choice(0, 0.0, {parts.metric: progress.best_metric})
         if beside.wanted:
             with placement.optimizers.averaged():
                 choice = beside.choose(vectors(), recipe.validation.k, ranks)
             log.say(beside.describe(choice, parts.metric, progress.best_metric))
         if recipe.refit_epochs:
-            assert best is not None
             refitted = load("refit") if refitted is not None else None
             if refitted is None:
-                refitted = replace(progress, epoch=0, shard=0, batch=0, plateaus=best.plateaus, stopped="")
+                # at the full rate: one halved again and again would learn little from what is new
+                refitted = replace(progress, epoch=0, shard=0, batch=0, plateaus=0, stopped="")
             stage.loader = build_loader(recipe, prepared, config.seed, ranks.rank, ranks.world, splits=2)
             later = training_trend(prepared, 2) if trend is not None else None
             stage.objective = RetrievalObjective(prepared, device, recipe.id_dropout, later, 2)
