@@ -66,15 +66,3 @@ def held_vectors(
     model.train(was_training)
     owned = ranks.owned(users)
     return HeldVectors(held.take(share[:owned]), users, user_BD[:owned], video_ND)
-
-
-def validate(
-    model: TwoTower,
-    prepared: Prepared,
-    held: HeldOut,
-    k: int,
-    trend_NK: np.ndarray | None = None,
-    ranks: Ranks = ALONE,
-) -> dict[str, float]:
-    """Full-ranking metrics of the held-out requests, equal on all ranks. Collective."""
-    return held_vectors(model, prepared, held, trend_NK, ranks).metrics(k, ranks)

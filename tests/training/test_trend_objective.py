@@ -12,7 +12,7 @@ from tests.data.logs import DAY_MS, at, prepare, write_dataset
 from tests.training.running import SMALL
 from training.config import TrainConfig
 from training.retrieval import RetrievalObjective, build_loader, shape_of
-from training.retrieval_validation import validate
+from training.retrieval_validation import held_vectors
 from training.validation import gain_mask, held_out
 
 DAYS, LASTS, IN_FASHION = 13, 4, 4
@@ -83,8 +83,8 @@ def test_nothing_but_the_trend_tells_what_comes(fashions: Prepared):
             optimizer.zero_grad()
             objective.loss(model, batch).backward()
             optimizer.step()
-    moved = validate(model, fashions, held, 4, trend.at(0, rows))
-    stuck = validate(model, fashions, held, 4, trend.at(-LASTS, rows))
+    moved = held_vectors(model, fashions, held, trend.at(0, rows)).metrics(4)
+    stuck = held_vectors(model, fashions, held, trend.at(-LASTS, rows)).metrics(4)
     # validation is the last day of a fashion
     assert moved["recall@4"] > 0.9
     assert stuck["recall@4"] < moved["recall@4"] - 0.3

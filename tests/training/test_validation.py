@@ -14,7 +14,7 @@ from tests.training.running import SMALL
 from tests.training.worlds import checkerboard, taste
 from training.config import TrainConfig
 from training.retrieval import recipe_for, shape_of
-from training.retrieval_validation import validate
+from training.retrieval_validation import held_vectors
 from training.validation import HeldOut, gain_mask, held_out, rank_metrics
 
 USERS, VIDEOS, STEPS = 30, 24, 12
@@ -98,7 +98,7 @@ def test_validating_consumes_no_randomness_and_leaves_the_model_training(prepare
     model = TwoTower(shape_of(recipe, prepared)).train()
     held = held_out(prepared, 1, LABEL_BIT["click"], max_users=1000, max_steps=9)
     before = torch.get_rng_state()
-    first, second = (validate(model, prepared, held, 5) for _ in range(2))
+    first, second = (held_vectors(model, prepared, held).metrics(5) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == second
     assert model.training
