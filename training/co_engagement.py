@@ -43,7 +43,7 @@ class Choice:
     metrics: dict[str, float]
 
 
-class Beside:
+class CoEngagementFit:
     """The linear model of one training: chosen once, fitted again on what the served model learns from."""
 
     def __init__(self, recipe: TwoTowerConfig, prepared: Prepared, seed: int) -> None:

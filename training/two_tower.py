@@ -22,7 +22,7 @@ from models.portable import save_weights
 from models.two_tower import TwoTower
 from training.admission import Admission
 from training.checkpoint import Progress, load_checkpoint, remove_checkpoints
-from training.co_engagement import Beside, Choice
+from training.co_engagement import Choice, CoEngagementFit
 from training.config import TableKind, TrainConfig, TwoTowerConfig
 from training.distributed import Ranks
 from training.loop import Budget, Parts, fit, go_on, is_over
@@ -75,7 +75,7 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     )  # fmt: skip
     part_ways(config.seed, ranks)
 
-    beside = Beside(recipe, prepared, config.seed)
+    beside = CoEngagementFit(recipe, prepared, config.seed)
 
     def keep_best(metrics: dict[str, float], linear: CoEngagement | None = None) -> None:
         weights = placement.weights()

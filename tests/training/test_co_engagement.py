@@ -11,7 +11,7 @@ from models.inference import embed_catalogue, final_vectors
 from models.portable import load_two_tower
 from tests.training.running import SMALL, train
 from tests.training.worlds import checkerboard
-from training.co_engagement import LEAST_GAIN, Beside
+from training.co_engagement import LEAST_GAIN, CoEngagementFit
 from training.config import TrainConfig, TwoTowerConfig
 from training.retrieval_validation import HeldVectors, held_vectors
 from training.validation import held_out
@@ -25,10 +25,10 @@ def prepared(tmp_path_factory):
     return checkerboard(tmp_path_factory.mktemp("c") / "p", users=USERS, videos=VIDEOS, steps=STEPS)
 
 
-def beside(prepared, *words: str) -> Beside:
+def beside(prepared, *words: str) -> CoEngagementFit:
     recipe = compose("train", [*SMALL, f"prepared={prepared.path}", "out=x", *words], TrainConfig).model
     assert isinstance(recipe, TwoTowerConfig)
-    return Beside(recipe, prepared, seed=1)
+    return CoEngagementFit(recipe, prepared, seed=1)
 
 
 def towers(prepared, user_of) -> HeldVectors:
