@@ -51,6 +51,7 @@ class CoEngagementFit:
         self.seed = seed
         self.config = recipe.co_engagement
         self.max_steps = max_steps_of(recipe, prepared)
+        self._last: tuple[int, Directions] | None = None
         managed = any(bag.name == VIDEO_ID and bag.managed_rows for bag in prepared.spec.bags)
         self.rows = 0 if managed else table_rows(prepared.spec, "video").get(VIDEO_ID, 0)
 
@@ -102,6 +103,12 @@ class CoEngagementFit:
         )
 
     def _directions(self, splits: int) -> Directions:
+        """:meth:`_decomposed`, kept for the next call: without refitting the same serve twice."""
+        if self._last is None or self._last[0] != splits:
+            self._last = (splits, self._decomposed(splits))
+        return self._last[1]
+
+    def _decomposed(self, splits: int) -> Directions:
         """Of which video ids each user was shown in the first ``splits`` splits."""
         id_row_N = id_rows(self.prepared.video_table)
         users, videos, read = [], [], 0
