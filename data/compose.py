@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
     A word ``@FILE`` stands for the overrides in that file, see :func:`expand`.
     """
     words = [_override(command, word) for word in expand(overrides)]
+    groups = tuple(getattr(config_class, "GROUPS", {}))
+    chosen = [word for word in words if word.partition("=")[0] in groups]
     GlobalHydra.instance().clear()
     with _registered(command, config_class):
         try:
@@ -42,12 +45,12 @@ def compose(command: str, overrides: Sequence[str], config_class: type[C]) -> C:
             missing = sorted(OmegaConf.missing_keys(config))
             if missing:
                 example = " ".join(f"{key}=…" for key in missing)
-                raise ConfigError(f"needs {example}; see shopreel {command} --help")
+                raise ConfigError(f"needs {example}; {_see(command, chosen)}")
             for key in _strangers(config, ""):
-                raise ConfigError(_unknown(command, key))
+                raise ConfigError(_unknown(command, chosen, key))
             result = OmegaConf.to_object(config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(command, error)) from None
+            raise ConfigError(_explain(command, chosen, error)) from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
     assert isinstance(result, config_class)
@@ -138,26 +141,49 @@ def _strangers(node: Any, prefix: str) -> Iterator[str]:
             yield from _strangers(node._get_node(key), name)
 
 
-def _explain(command: str, error: Exception) -> str:
+def _explain(command: str, chosen: list[str], error: Exception) -> str:
     cause = error.__cause__ or error
     text = str(cause).splitlines()[0] if str(cause) else str(error).splitlines()[0]
     key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause)) or re.search(r"Key '([^']+)'", str(cause))
     full = getattr(cause, "full_key", None)
     if key and "not in" in str(cause):
-        return _unknown(command, full or key.group(1))
+        return _unknown(command, chosen, full or key.group(1))
+    option = re.match(r"In '\w+': Could not find '(\w+)/(\w+)'", text)
+    if option:
+        return _no_option(command, *option.groups())
+    if full and "is not a ListConfig" in text:
+        text = f"a list is wanted, written {full}=[…]"
     where = f"{full}: " if full else ""
-    return f"{where}{text}; see shopreel {command} --help"
+    return f"{where}{text}; {_see(command, chosen)}"
 
 
-def _unknown(command: str, key: str) -> str:
-    close = difflib.get_close_matches(key, _keys(command), n=1, cutoff=0.5)
+def _no_option(command: str, group: str, wanted: str) -> str:
+    folder = resources.files(CONFIGS).joinpath(group)
+    options = sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+    close = difflib.get_close_matches(wanted, options, n=1)
     hint = f"did you mean {close[0]}?" if close else f"see shopreel {command} --help"
+    return f"{group}={wanted} is not one of {', '.join(options)}; {hint}"
+
+
+def _see(command: str, chosen: list[str]) -> str:
+    return f"see shopreel {' '.join([command, *chosen])} --help"
+
+
+def _unknown(command: str, chosen: list[str], key: str) -> str:
+    close = difflib.get_close_matches(key, _keys(command, chosen), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else _see(command, chosen)
     return f"unknown key {key!r}; {hint}"
 
 
-def _keys(command: str) -> list[str]:
+def _keys(command: str, chosen: list[str]) -> list[str]:
+    """All keys, those of the config groups that the user chose, or of the defaults where there is no such."""
     with initialize_config_module(CONFIGS, version_base="1.3", job_name=command):
-        return list(_walk(hydra_compose(command), ""))
+        try:
+            return list(_walk(hydra_compose(command, overrides=chosen), ""))
+        except HydraException:
+            return list(_walk(hydra_compose(command), ""))
 
 
 def _walk(node: Any, prefix: str) -> Iterator[str]:

@@ -49,6 +49,9 @@ def test_help_shows_the_keys_of_the_chosen_config_group(capsys):
     assert "model=magic is not one of ease, " in err
 
 
+RANKER = ["train", "model=ranker", "prepared=x", "out=x"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -58,6 +61,16 @@ def test_help_shows_the_keys_of_the_chosen_config_group(capsys):
         (["doctor", "formt=json"], "unknown key 'formt'; did you mean format?"),
         (["doctor", "min_free_gib=-1"], "min_free_gib=-1.0: must not be negative"),
         (["simulate"], "needs out=…; see shopreel simulate --help"),
+        (["train", "model=ranker", "out=x"], "needs prepared=…; see shopreel train model=ranker --help"),
+        (
+            ["train", "model=rankr"],
+            "ease, ials, item_knn, popularity, ranker, two_tower; did you mean ranker?",
+        ),
+        (["train", "model=magic"], "two_tower; see shopreel train --help"),
+        ([*RANKER, "model.value.tasks.clicks=1"], "did you mean model.value.tasks.click?"),
+        ([*RANKER, "model.half_life_days=3"], "a list is wanted, written model.half_life_days=[…]"),
+        ([*RANKER, "model.id_dropout=1"], "model.id_dropout=1.0 must lie in [0, 1)"),
+        ([*RANKER, "model.order_weight=-1"], "model.order_weight=-1.0 must be at least 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, words, expected):

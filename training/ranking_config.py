@@ -66,8 +66,9 @@ class RankerConfig(ModelConfig):
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"model.dim={self.dim} must be a multiple of model.heads={self.heads}")
-        if not 0 <= self.dropout < 1 or not 0 <= self.id_dropout < 1:
-            raise ValueError("model.dropout and model.id_dropout must lie in [0, 1)")
+        for key in ("dropout", "id_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must lie in [0, 1)")
         for key in (
             "field_dim", "dim", "width", "heads", "tastes", "cross_layers", "cross_rank", "experts", "hidden",
             "max_steps", "attention_steps", "watch_groups", "id_rows", "batch_size", "max_epochs", "patience",
@@ -75,8 +76,9 @@ class RankerConfig(ModelConfig):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         if not self.half_life_days or min(self.half_life_days) <= 0:
-            raise ValueError("model.half_life_days must list at least one number of days above 0")
-        if self.counterfactual_weight < 0:
-            raise ValueError("model.counterfactual_weight must be at least 0")
-        if self.train_days < 0 or self.watch_bins < 0:
-            raise ValueError("model.train_days and model.watch_bins must be at least 0")
+            raise ValueError(
+                f"model.half_life_days={list(self.half_life_days)} must list numbers of days above 0"
+            )
+        for key in ("watch_weight", "order_weight", "counterfactual_weight", "train_days", "watch_bins"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 0")
