@@ -11,6 +11,7 @@ import torch
 
 from data.features import EncodedTable
 from data.history import UserHistory, UserRequest
+from models.co_engagement import CoEngagement
 from models.embeddings import FeatureBatch
 from models.sequence import Steps
 from models.two_tower import VIDEO_ID, TwoTower
@@ -39,9 +40,19 @@ def final_vectors(
     if trend_NK is not None:
         parts.append(trend_NK.astype(np.float32))
     if model.co_engagement is not None:
-        rows = torch.from_numpy(id_rows(video_table)).to(model.co_engagement.table_RC.device)
-        parts.append(model.co_engagement.videos(rows).cpu().numpy())
+        parts.append(co_engagement_vectors(model.co_engagement, video_table, video_ND))
     return np.concatenate(parts, axis=1) if len(parts) > 1 else video_ND
+
+
+def co_engagement_vectors(
+    linear: CoEngagement, video_table: EncodedTable, learnt_ND: np.ndarray
+) -> np.ndarray:
+    """Vectors ``[N + 1, C]`` of the linear model, of videos that nobody has seen by their learnt ones."""
+    device = linear.table_RC.device
+    id_row_N, learnt = torch.from_numpy(id_rows(video_table)), torch.from_numpy(learnt_ND)
+    vector_NC: np.ndarray = linear.videos(id_row_N.to(device), learnt.to(device)).cpu().numpy()
+    vector_NC[0] = 0.0  # row 0 is no video
+    return vector_NC
 
 
 def id_rows(video_table: EncodedTable) -> np.ndarray:

@@ -99,7 +99,7 @@ class TwoTower(nn.Module):
             nn.init.zeros_(self.trend_out.weight)
             nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
         rank = shape.co_engagement
-        self.co_engagement = CoEngagement(shape.video_rows[VIDEO_ID], rank) if rank else None
+        self.co_engagement = CoEngagement(shape.video_rows[VIDEO_ID], rank, dim) if rank else None
         # scores of the loss are divided by this; it never changes an order
         self.log_temperature = nn.Parameter(
             torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0)

@@ -11,9 +11,9 @@ import torch
 
 from data.prepared import Prepared
 from data.sequences import Sequences
-from models.co_engagement import CoEngagement, Directions
+from models.co_engagement import CoEngagement, Directions, from_learnt
 from models.embeddings import table_rows
-from models.inference import collate_steps, id_rows
+from models.inference import co_engagement_vectors, collate_steps, id_rows
 from models.two_tower import VIDEO_ID
 from training.config import TwoTowerConfig
 from training.distributed import ALONE, Ranks
@@ -51,6 +51,7 @@ class CoEngagementFit:
         self.seed = seed
         self.config = recipe.co_engagement
         self.max_steps = max_steps_of(recipe, prepared)
+        self.dim = recipe.dim
         self._last: tuple[int, Directions] | None = None
         managed = any(bag.name == VIDEO_ID and bag.managed_rows for bag in prepared.spec.bags)
         self.rows = 0 if managed else table_rows(prepared.spec, "video").get(VIDEO_ID, 0)
@@ -67,7 +68,7 @@ class CoEngagementFit:
         alone = best = Choice(0, 0.0, towers.metrics(k, ranks))
         directions = self._directions(splits=1)
         for rank in sorted({self.config.rank // RANK_STEP, self.config.rank} - {0}):
-            model = CoEngagement.of(directions.vectors(rank))
+            model = self._model(directions, rank, towers)
             user_BC, video_NC = self._vectors(model, towers)
             unit, falls = _unit(towers, user_BC, video_NC, ranks), 0
             highest = 0.0
@@ -89,7 +90,7 @@ class CoEngagementFit:
         """
         if not choice.rank:
             return None
-        model = CoEngagement.of(self._directions(splits).vectors(choice.rank))
+        model = self._model(self._directions(splits), choice.rank, towers)
         model.weight.fill_(choice.share * _unit(towers, *self._vectors(model, towers), ranks))
         return model
 
@@ -101,6 +102,14 @@ class CoEngagementFit:
             f"co-engagement: {metric} {choice.metrics[metric]:.4f} with {choice.rank} directions at a share "
             f"of {choice.share:g}, {alone:.4f} without"
         )
+
+    def _model(self, directions: Directions, rank: int, towers: HeldVectors) -> CoEngagement:
+        vector_RC, id_row_N = directions.vectors(rank), id_rows(self.prepared.video_table)
+        users_N = directions.users_R[id_row_N] * (id_row_N > 0)
+        return CoEngagement.of(vector_RC, from_learnt(self._learnt(towers), vector_RC[id_row_N], users_N))
+
+    def _learnt(self, towers: HeldVectors) -> np.ndarray:
+        return towers.video_ND[:, : self.dim]
 
     def _directions(self, splits: int) -> Directions:
         """:meth:`_decomposed`, kept for the next call: without refitting the same serve twice."""
@@ -130,13 +139,14 @@ class CoEngagementFit:
         self, model: CoEngagement, towers: HeldVectors, batch: int = 512
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the held-out requests ``[B, C]`` and of the catalogue ``[N, C]``."""
-        video_NC = model.videos(torch.from_numpy(id_rows(self.prepared.video_table)))
+        vector_NC = co_engagement_vectors(model, self.prepared.video_table, self._learnt(towers))
+        video_NC = torch.from_numpy(vector_NC)
         histories = [request.history for request in towers.held.requests]
         parts = [
             model.users(collate_steps(histories[i : i + batch], self.max_steps), video_NC)
             for i in range(0, len(histories), batch)
         ]
-        return (torch.cat(parts) if parts else video_NC[:0]).numpy(), video_NC.numpy()
+        return (torch.cat(parts) if parts else video_NC[:0]).numpy(), vector_NC
 
 
 def _unit(towers: HeldVectors, user_BC: np.ndarray, video_NC: np.ndarray, ranks: Ranks) -> float:

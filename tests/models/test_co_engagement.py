@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 
 from data.history import UserHistory
-from models.co_engagement import CoEngagement, Directions
+from models.co_engagement import CoEngagement, Directions, from_learnt
 from models.inference import collate_steps
 
 
@@ -66,7 +66,7 @@ def test_users_are_weighted_sums_whatever_stands_beside_them():
     g = np.random.default_rng(0)
     vector_RC = g.normal(size=(9, 4)).astype(np.float32)
     vector_RC[0] = 0
-    model = CoEngagement.of(vector_RC)
+    model = CoEngagement.of(vector_RC, np.zeros((3, 4), np.float32))
     model.weight.fill_(0.5)
     rows = [[3, 1, 8, 2], [], [5]]
     user_BC = model.users(collate_steps([history(one) for one in rows], 16), torch.from_numpy(vector_RC))
@@ -82,3 +82,38 @@ def test_a_video_nobody_saw_and_the_unknown_one_have_zeros():
     vector_RC = Directions.of(seen_UR.tocsr(), 6, seed=0).vectors(6)
     assert not vector_RC[[0, 5]].any()
     assert (np.abs(vector_RC[[1, 2, 3, 4, 6, 7, 8]]).sum(1) > 0).all()
+
+
+def world(videos: int = 400, dim: int = 6, rank: int = 5, noise: float = 1.0):
+    """Learnt vectors, and co-engagement vectors that are a linear map of them plus noise."""
+    g = np.random.default_rng(2)
+    learnt_ND = g.normal(size=(videos, dim)).astype(np.float32)
+    true_DC = g.normal(size=(dim, rank)).astype(np.float32)
+    vector_NC = learnt_ND @ true_DC + noise * g.normal(size=(videos, rank)).astype(np.float32)
+    return learnt_ND, vector_NC, true_DC
+
+
+def test_a_video_nobody_saw_gets_what_its_learnt_vector_lets_expect():
+    learnt_ND, vector_NC, true_DC = world(noise=0.0)
+    map_DC = from_learnt(learnt_ND, vector_NC, np.full(len(learnt_ND), 50))
+    np.testing.assert_allclose(map_DC, true_DC, rtol=0.02, atol=0.02)
+    vector_NC[7] = 0.0
+    model = CoEngagement.of(vector_NC, map_DC)
+    said_NC = model.videos(torch.arange(len(vector_NC)), torch.from_numpy(learnt_ND)).numpy()
+    np.testing.assert_allclose(said_NC[7], learnt_ND[7] @ true_DC, rtol=0.03, atol=0.03)
+    np.testing.assert_array_equal(said_NC[8], vector_NC[8])
+
+
+def test_expected_vectors_are_as_long_as_those_that_were_seen():
+    learnt_ND, vector_NC, _ = world(noise=4.0)
+    expected_NC = learnt_ND @ from_learnt(learnt_ND, vector_NC, np.full(len(learnt_ND), 50))
+    assert (expected_NC**2).sum() == pytest.approx((vector_NC**2).sum(), rel=1e-4)
+
+
+def test_videos_that_nobody_saw_teach_nothing():
+    learnt_ND, vector_NC, _ = world()
+    users_N = np.where(np.arange(len(learnt_ND)) < 300, 9, 0)
+    map_DC = from_learnt(learnt_ND, vector_NC, users_N)
+    vector_NC[300:] = 1e6
+    np.testing.assert_allclose(from_learnt(learnt_ND, vector_NC, users_N), map_DC, rtol=1e-5, atol=1e-6)
+    assert not from_learnt(learnt_ND, vector_NC, np.zeros(400)).any()
