@@ -32,7 +32,8 @@ class Batch:
     """One training step. History videos and targets index ``video_rows`` (catalogue rows, ``[V]``).
 
     Query q stands in window ``query_window_Q[q]`` after ``query_position_Q[q]`` steps, and owns the targets
-    ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next.
+    ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next. ``target_outcome_P`` is
+    ``TargetWeights.outcome``, all -1 in a log in which nobody is known to have ignored anything.
 
     ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
     loader's ``population``. Padding steps carry index 0. ``epoch`` counts passes over the log.
@@ -52,6 +53,7 @@ class Batch:
     target_offsets: np.ndarray
     target_video_P: np.ndarray
     target_weight_P: np.ndarray
+    target_outcome_P: np.ndarray
     video_rows: np.ndarray
     log_correction: np.ndarray | None
     epoch: int = 0
@@ -106,6 +108,8 @@ class SequenceLoader:
         self.position = LoaderPosition()
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
         self.splits = splits
+        #: Whether some impression is known to have been ignored.
+        self.has_ignored = False
         self.queries_total, positive_weight, shown_count = self._count()
         shown = np.flatnonzero(shown_count)
         #: What full softmax ranks: the unknown row, then every video that training ever showed.
@@ -144,6 +148,7 @@ class SequenceLoader:
             trained = sequences.examples["example_split"] < self.splits
             shown += np.bincount(video[trained], minlength=rows)
             keep, _ = self._positives(sequences)
+            self.has_ignored |= bool((self._outcome(sequences, keep) == 0).any())
             often = np.ones(len(keep))
             if not self.ordered:
                 row = sequences.example_rows()[keep]
@@ -167,18 +172,24 @@ class SequenceLoader:
         )
         return keep, weight[keep]
 
+    def _outcome(self, sequences: Sequences, keep: np.ndarray) -> np.ndarray:
+        examples = sequences.examples
+        return self.weights.outcome(examples["example_true"][keep], examples["example_known"][keep])
+
     def _windows(self, shard: int, generator: np.random.Generator) -> tuple[Sequences, Windows]:
         if self._cached is None or self._cached[0] != shard:
             self._cached = (shard, Sequences.read(self.prepared.shards[shard]))
         sequences = self._cached[1]
         keep, weight = self._positives(sequences)
         time_ms = sequences.examples["example_time_ms"][keep].astype(np.int64)
+        outcome = self._outcome(sequences, keep) if self.has_ignored else np.full(len(keep), -1, np.int8)
         row = sequences.example_rows()[keep]
         known = sequences.examples["example_history_end"][keep].astype(np.int64)
         if not self.ordered:
             sequences, known = _shuffled(sequences, keep, row, generator)
         video = sequences.examples["example_video"][keep].astype(np.int64)
-        return sequences, cut_windows(sequences, row, known, video, weight, time_ms, self.max_steps)
+        windows = cut_windows(sequences, row, known, video, weight, time_ms, outcome, self.max_steps)
+        return sequences, windows
 
     def _groups(self, windows: Windows, generator: np.random.Generator) -> list[np.ndarray]:
         """Windows of this rank, batched by similar length under the token budget, batches shuffled.
@@ -235,6 +246,7 @@ class SequenceLoader:
             target_offsets=offsets,
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0) * share_P,
+            target_outcome_P=windows.outcome[targets],
             video_rows=self.population,
             log_correction=None,
         )

@@ -24,3 +24,12 @@ class TargetWeights:
                 weight, np.where(true_mask & LABEL_BIT[label], value, 0.0), out=weight, casting="unsafe"
             )
         return weight
+
+    def outcome(self, true_mask: np.ndarray, known_mask: np.ndarray) -> np.ndarray:
+        """What came of impressions, int8: 1 engaged (a weighed label is true), 0 ignored (none is, and at
+        least one is known), -1 unknown.
+        """
+        weighed = sum(LABEL_BIT[label] for label, value in self.labels.items() if value > 0)
+        outcome = np.where(known_mask & weighed, 0, -1).astype(np.int8)
+        outcome[(true_mask & weighed) != 0] = 1
+        return outcome

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.devices import low_precision
 
@@ -81,6 +82,40 @@ def softmax_loss(
         user_QD / temperature, video_CD, targets, log_correction_C, moving, low
     )
     return loss
+
+
+def ignored_loss(
+    user_QD: Tensor,
+    video_CD: Tensor,
+    targets: Targets,
+    outcome_P: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    moving: Moving | None = None,
+) -> Tensor:
+    """Weighted log loss of telling the targets that were engaged with from those that were shown and ignored.
+
+    ``outcome_P`` is 1 for engaged (which weighs ``weight_P``), 0 for ignored (which weighs 1, but 0 where
+    ``weight_P`` is), -1 for unknown, which takes no part; log-odds are the scores of :func:`softmax_loss`
+    plus ``bias``. The sum is divided by ``Σ weight``, as there, so that the two may be added up. The softmax
+    teaches what gets shown and liked, which is mostly a matter of what gets shown; this, what is liked of
+    what was shown.
+    """
+    user_PD, video_PD = user_QD[targets.query_P], video_CD[targets.video_P]
+    if moving is not None:
+        bounds = targets.offsets[moving.bounds].tolist()
+        parts = [
+            part_CX[targets.video_P[first:last]]
+            for part_CX, first, last in zip(moving.candidates_CX, bounds, bounds[1:], strict=False)
+        ]
+        video_PD = torch.cat([video_PD, torch.cat(parts)], dim=1)
+    log_odds_P = (user_PD * video_PD).sum(1) / temperature + bias
+    weight_P = targets.weight_P.to(log_odds_P.dtype)
+    part_P = torch.where(outcome_P == 1, weight_P, ((outcome_P == 0) & (weight_P > 0)).to(weight_P.dtype))
+    loss_P = F.binary_cross_entropy_with_logits(
+        log_odds_P, (outcome_P == 1).to(weight_P.dtype), reduction="none"
+    )
+    return (loss_P * part_P).sum() / weight_P.sum().clamp_min(1e-12)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

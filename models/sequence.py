@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.schema import LABELS
 from models.devices import to_device
@@ -17,6 +18,10 @@ from models.layers import BlockKind, Dropout, build_block
 #: Bucket 0 = unknown; then powers of two.
 WATCH_BUCKETS = 24
 GAP_BUCKETS = 40
+#: Steps that a taste is worth before anything is known of it.
+PRIOR_STEPS = 8
+#: Brings a taste to about the size of the other paths as training begins.
+TASTE_SCALE = 4.0
 
 
 @dataclass(slots=True)
@@ -49,11 +54,37 @@ def log_bucket(value: Tensor, buckets: int) -> Tensor:
     return torch.where(value < 0, 0, (exponent.long() + 1).clamp_max(buckets - 1))
 
 
+class Taste(nn.Module):
+    """A regression of outcomes on videos in one linear step: videos weighted by what came of them, added up.
+
+    The other paths add a step's outcome to its video, so that a mean over steps keeps no trace of which
+    outcome belonged to which video; here they are multiplied. The sum is divided by the number of steps plus
+    ``PRIOR_STEPS``: a short history says little.
+    """
+
+    def __init__(self, video_dim: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.weight = nn.Linear(2 * len(LABELS), width)
+        self.video_in = nn.Linear(video_dim, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, video_ND: Tensor, video_BS: Tensor, outcome_BSL: Tensor) -> Tensor:
+        """``[B, S + 1, width]``; zeros before the first step."""
+        step_BSD = self.dropout(self.video_in(video_ND)[video_BS]) * self.weight(outcome_BSL)
+        count_S1 = torch.arange(1, video_BS.shape[1] + 1, device=step_BSD.device, dtype=step_BSD.dtype)[
+            :, None
+        ]
+        taste_BSD = self.out(TASTE_SCALE * step_BSD.cumsum(1) / (count_S1 + PRIOR_STEPS))
+        return F.pad(taste_BSD, (0, 0, 1, 0))
+
+
 class HistoryEncoder(nn.Module):
     """Causal encoder over steps; the video matrix it reads is the video tower's own output.
 
     Beside what the blocks make of the last steps, a state has the mean of all steps: what a user always
-    liked need not pass through attention.
+    liked need not pass through attention. Where outcomes differ it also has what sets the videos that
+    a user took to apart from those they did not (:class:`Taste`).
     """
 
     def __init__(
@@ -68,6 +99,7 @@ class HistoryEncoder(nn.Module):
         max_steps: int,
         surfaces: int,
         use_time: bool,
+        outcomes: bool = False,
     ) -> None:
         super().__init__()
         self.max_steps = max_steps
@@ -86,6 +118,7 @@ class HistoryEncoder(nn.Module):
         self.bag_norm = nn.LayerNorm(width)
         self.bag_out = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
+        self.taste = Taste(video_dim, width, dropout) if outcomes else None
         for table in (self.watch, self.surface, self.gap, self.position):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
@@ -115,6 +148,8 @@ class HistoryEncoder(nn.Module):
         for block in self.blocks:
             x_BSD = block(x_BSD)
         out: Tensor = self.norm(x_BSD) + bag_BSD
+        if self.taste is not None:
+            out = out + self.taste(video_ND, steps.video_BS, outcome_BSL.to(video_ND.dtype))
         return out
 
     @staticmethod

@@ -34,6 +34,7 @@ class TwoTowerShape:
 
     ``video_rows`` / ``user_rows`` are embedding-table rows per bag feature, ``*_dense`` the widths of
     dense features, all derived from the ``FeatureSpec``. ``max_steps`` is the longest history read.
+    ``outcomes`` says that what came of steps differs.
     ``trend`` is K, 0 where days mean nothing; ``co_engagement`` is C, 0 where it does not help.
     ``managed`` are the features whose rows the model hands out (``models.managed``).
     """
@@ -52,6 +53,7 @@ class TwoTowerShape:
     use_time: bool
     use_position: bool
     similarity: Similarity
+    outcomes: bool = False
     trend: int = 0
     co_engagement: int = 0
     managed: tuple[str, ...] = ()
@@ -100,6 +102,8 @@ class TwoTower(nn.Module):
             nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
         rank = shape.co_engagement
         self.co_engagement = CoEngagement(shape.video_rows[VIDEO_ID], rank, dim) if rank else None
+        # log-odds of engagement at a score of 0; it never changes an order
+        self.ignored_bias = nn.Parameter(torch.zeros(())) if shape.outcomes else None
         # scores of the loss are divided by this; it never changes an order
         self.log_temperature = nn.Parameter(
             torch.tensor(-2.5 if shape.similarity is Similarity.cosine else 0.0)
@@ -154,7 +158,7 @@ def _history_encoder(shape: TwoTowerShape) -> nn.Module:
     return HistoryEncoder(
         video_dim=shape.dim, width=shape.dim, layers=shape.layers, heads=shape.heads, dropout=shape.dropout,
         block=shape.block, max_steps=shape.max_steps,
-        surfaces=shape.surfaces, use_time=shape.use_time,
+        surfaces=shape.surfaces, use_time=shape.use_time, outcomes=shape.outcomes,
     )  # fmt: skip
 
 

@@ -99,6 +99,7 @@ class TwoTowerConfig(ModelConfig):
     max_steps: int = MISSING
     similarity: Similarity = MISSING
     id_dropout: float = MISSING
+    ignored_weight: float = MISSING
     full_softmax_below: int = MISSING
     uniform_negatives: int = MISSING
     tokens: int = MISSING
@@ -122,8 +123,9 @@ class TwoTowerConfig(ModelConfig):
             raise ValueError(f"model.plateau_factor={self.plateau_factor} must lie in (0, 1]")
         if not 0 <= self.average < 1:
             raise ValueError(f"model.average={self.average} must lie in [0, 1)")
-        if self.refit_epochs < 0:
-            raise ValueError(f"model.refit_epochs={self.refit_epochs} must be at least 0")
+        for key in ("refit_epochs", "ignored_weight"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 0")
         for key in ("dim", "heads", "max_steps", "tokens", "max_epochs", "patience"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")

@@ -14,7 +14,7 @@ from data.targets import TargetWeights
 from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend, training_end_ms
 from models.devices import to_device
 from models.embeddings import FeatureBatch, dense_widths, managed_table_rows
-from models.losses import Moving, Targets, softmax_loss
+from models.losses import Moving, Targets, ignored_loss, softmax_loss
 from models.sequence import Steps
 from models.two_tower import VIDEO_ID, TwoTower, TwoTowerShape
 from training.config import TwoTowerConfig
@@ -51,9 +51,16 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         use_time=bool(dataset["real_time"] and dataset["ordered"]),
         use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
+        outcomes=outcomes_differ(prepared),
         trend=len(HALF_LIVES_DAYS) if has_trend(prepared) else 0,
         managed=tuple(bag.name for bag in prepared.spec.bags if bag.managed_rows),
     )
+
+
+def outcomes_differ(prepared: Prepared) -> bool:
+    """Whether some label is true of some training impressions and not of others."""
+    shown, true_L = prepared.video_train_count.sum(), prepared.video_train_true.sum(axis=0)
+    return bool(((true_L > 0) & (true_L < shown)).any())
 
 
 def recipe_for(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerConfig:
@@ -101,7 +108,8 @@ def hidden_share(id_dropout: float, count_N: np.ndarray) -> np.ndarray:
 class RetrievalObjective:
     """Loss of a batch, with id dropout: a hidden id becomes row 0, so that content must carry the video.
 
-    With a ``trend`` each target is ranked by the trend of its own day, among the videos out by then.
+    With a ``trend`` each target is ranked by the trend of its own day, among the videos out by then. Telling
+    what was ignored from what was engaged with counts ``ignored`` beside finding it.
     """
 
     def __init__(
@@ -111,8 +119,10 @@ class RetrievalObjective:
         id_dropout: float,
         trend: Trend | None,
         splits: int = 1,
+        ignored: float = 0.0,
     ) -> None:
         self.device = device
+        self.ignored = ignored
         self.trend = trend
         self.end_ms = 0 if trend is None else training_end_ms(prepared, splits)
         self.video_table = prepared.video_table
@@ -150,7 +160,14 @@ class RetrievalObjective:
             self._tensor(batch.target_weight_P), self._tensor(hidden_videos(batch)),
         )  # fmt: skip
         correction_V = None if batch.log_correction is None else self._tensor(batch.log_correction)
-        return softmax_loss(user_QD, video_VD, targets, model.temperature, correction_V, moving)
+        loss = softmax_loss(user_QD, video_VD, targets, model.temperature, correction_V, moving)
+        if model.ignored_bias is None:
+            return loss
+        outcome_P = self._tensor(batch.target_outcome_P)
+        apart = ignored_loss(
+            user_QD, video_VD, targets, outcome_P, model.temperature, model.ignored_bias, moving
+        )
+        return loss + self.ignored * apart
 
     def _moving_part(self, day: int, batch: Batch) -> Tensor:
         """Trend of the candidates as ``day`` begins and, last, what keeps those not out yet away."""
@@ -203,6 +220,7 @@ def by_day(batch: Batch, day_Q: np.ndarray, trend: Trend) -> Batch:
         target_offsets=np.concatenate([[0], np.cumsum(count)]),
         target_video_P=batch.target_video_P[targets],
         target_weight_P=batch.target_weight_P[targets] * out_P,
+        target_outcome_P=batch.target_outcome_P[targets],
     )
 
 

@@ -64,7 +64,8 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
     model = TwoTower(shape, tables=tables)
     trend = training_trend(prepared) if has_trend(prepared) else None
     trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
-    stage = Stage(loader, RetrievalObjective(prepared, device, recipe.id_dropout, trend))
+    ignored = recipe.ignored_weight
+    stage = Stage(loader, RetrievalObjective(prepared, device, recipe.id_dropout, trend, ignored=ignored))
     task = Task(
         model, lambda batch: stage.objective.loss(model, batch), ranks, lambda: stepping(precision, device)
     )
@@ -142,7 +143,9 @@ def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepa
                 refitted = replace(progress, epoch=0, shard=0, batch=0, plateaus=0, stopped="")
             stage.loader = build_loader(recipe, prepared, config.seed, ranks.rank, ranks.world, splits=2)
             later = training_trend(prepared, 2) if trend is not None else None
-            stage.objective = RetrievalObjective(prepared, device, recipe.id_dropout, later, 2)
+            stage.objective = RetrievalObjective(
+                prepared, device, recipe.id_dropout, later, splits=2, ignored=ignored
+            )
             log.say(
                 f"refit: {recipe.refit_epochs} epochs on training and validation, from epoch "
                 f"{progress.best_epoch + 1}"

@@ -194,3 +194,26 @@ def test_a_video_that_training_never_showed_is_no_candidate(tmp_path, n_uniform)
 def test_impression_weight_and_the_largest_label_win():
     mask = np.array([0, CLICK, CLICK | BUY, LABEL_BIT["hide"]])
     assert replace(WEIGHTS, impression=0.25).of(mask).tolist() == [0.25, 1.0, 3.0, 0.25]
+
+
+def test_outcomes_of_targets_are_engaged_ignored_or_unknown():
+    true, known = np.array([CLICK, 0, 0, BUY, 0]), np.array([CLICK, CLICK, 0, BUY, BUY])
+    assert WEIGHTS.outcome(true, known).tolist() == [1, 0, -1, 1, 0]
+    clicks = TargetWeights({"click": 1.0, "purchase": 0.0}, impression=0.1)
+    assert clicks.outcome(true, known).tolist() == [1, 0, -1, -1, -1]
+
+
+def test_ignored_impressions_are_told_where_they_are_targets(tmp_path):
+    prepared, truth = make_world(tmp_path)
+    engaged = sum(1 for _ in truth)
+    outcomes = np.concatenate([batch.target_outcome_P for batch in loader_of(prepared).epoch()])
+    assert outcomes.tolist() == [-1] * engaged  # only engagements are targets: there is no contrast
+    shown = SequenceLoader(
+        prepared, TargetWeights({"click": 1.0, "purchase": 3.0}, 0.1), tokens=120, max_steps=10,
+        n_uniform=None, seed=5,
+    )  # fmt: skip
+    batches = list(shown.epoch())
+    weights = np.concatenate([batch.target_weight_P for batch in batches])
+    outcomes = np.concatenate([batch.target_outcome_P for batch in batches])
+    assert (outcomes == 1).sum() == engaged
+    np.testing.assert_array_equal(outcomes == 0, weights < 0.2)

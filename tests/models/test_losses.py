@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from data.negatives import MixedSampler
 from models import losses
-from models.losses import Moving, Targets, softmax_loss
+from models.losses import Moving, Targets, ignored_loss, softmax_loss
 
 
 def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -198,3 +198,47 @@ def test_history_videos_and_the_unknown_row_are_no_negatives():
     assert drawn.rows.tolist() == [0, 1, 3]
     assert np.isneginf(drawn.log_correction[[0, 2]]).all()
     assert np.isfinite(drawn.log_correction[1])
+
+
+def test_ignored_loss_is_weighted_log_loss_of_what_is_known():
+    w = world(positives=6)
+    outcome = torch.tensor([1, 0, -1, 1, 0, 0], dtype=torch.int8)
+    w["weight"][5] = 0.0  # a target that was not out by then
+    targets = Targets.single(w["target"], w["weight"], w["hidden"])
+    bias = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    ours = ignored_loss(w["user"], w["video"], targets, outcome, w["temperature"], bias)
+    score = (w["user"] * w["video"][w["target"]]).sum(1) / w["temperature"] + bias
+    engaged, ignored = -F.logsigmoid(score), -F.logsigmoid(-score)
+    expected = w["weight"][[0, 3]] @ engaged[[0, 3]] + ignored[1] + ignored[4]
+    torch.testing.assert_close(ours, expected / w["weight"].sum())
+    # an engaged video is drawn near, an ignored one pushed off, of the others nothing is learnt
+    gradient_ND = torch.autograd.grad(ours, w["user"])[0]
+    along = (gradient_ND * w["video"][w["target"]]).sum(1)
+    assert (along[[0, 3]] < 0).all()
+    assert (along[[1, 4]] > 0).all()
+    assert not gradient_ND[[2, 5]].any()
+
+
+def test_ignored_loss_adds_what_moves_from_day_to_day():
+    w, extra = world(), torch.randn(40, 2, dtype=torch.float64)
+    targets = Targets.single(w["target"], w["weight"], w["hidden"])
+    days = [torch.randn(30, 2, dtype=torch.float64) for _ in range(2)]
+    outcome, bias = torch.arange(40).remainder(3).sub(1), torch.zeros((), dtype=torch.float64)
+    user = torch.cat([w["user"], extra], dim=1)
+    ours = ignored_loss(user, w["video"], targets, outcome, w["temperature"], bias, Moving([0, 15, 40], days))
+    whole = 0.0
+    for day, own in zip(days, (slice(0, 15), slice(15, 40)), strict=True):
+        part = Targets.single(w["target"][own], w["weight"][own], w["hidden"][own])
+        video = torch.cat([w["video"], day], dim=1)
+        loss = ignored_loss(user[own], video, part, outcome[own], w["temperature"], bias)
+        whole = whole + loss * w["weight"][own].sum()
+    torch.testing.assert_close(ours, whole / w["weight"].sum())
+
+
+def test_ignored_loss_without_outcomes_is_nothing():
+    w = world()
+    targets = Targets.single(w["target"], w["weight"], w["hidden"])
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    loss = ignored_loss(w["user"], w["video"], targets, torch.full((40,), -1), w["temperature"], bias)
+    assert loss.item() == 0.0
+    assert torch.autograd.grad(loss, bias)[0].item() == 0.0

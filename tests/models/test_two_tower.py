@@ -7,7 +7,7 @@ import torch
 from data.errors import ContractError
 from data.features import EncodedTable
 from data.history import UserHistory, UserRequest
-from data.schema import LABEL_BIT
+from data.schema import LABEL_BIT, LABELS
 from models.embeddings import FeatureBatch
 from models.inference import UserEncoder, collate_steps, embed_catalogue
 from models.layers import BlockKind
@@ -23,7 +23,7 @@ def shape(**changes) -> TwoTowerShape:
     base = dict(
         video_rows={"video_id": VIDEOS + 1, "tags": 6}, video_dense={"content": 3}, user_rows={"market": 3},
         user_dense={}, surfaces=2, dim=8, layers=2, heads=2, dropout=0.5, block=BlockKind.ligr, max_steps=6,
-        use_time=True, use_position=True, similarity=Similarity.dot,
+        use_time=True, use_position=True, similarity=Similarity.dot, outcomes=True,
     )  # fmt: skip
     return TwoTowerShape(**(base | changes))
 
@@ -135,6 +135,25 @@ def test_outcomes_time_and_surface_are_read():
     )
 
 
+def test_a_taste_knows_which_outcome_belonged_to_which_video():
+    """The same videos and the same outcomes, dealt out otherwise: another taste, though no mean differs."""
+    model = model_of()
+    video_ND = torch.from_numpy(embed_catalogue(model, video_table()))
+    video_BS = torch.tensor([[3, 7, 5, 9]])
+    liked, not_liked = torch.randn(2, 2 * len(LABELS), generator=torch.Generator().manual_seed(1))
+    dealt = [torch.stack(rows)[None] for rows in ([liked, liked, not_liked, not_liked],) * 2]
+    dealt[1] = dealt[1].flip(1)
+    first, second = (model.history.taste(video_ND, video_BS, outcome_BSL) for outcome_BSL in dealt)
+    assert first.shape == (1, 5, 8)
+    assert not first[:, 0].any()
+    assert (first[:, -1] - second[:, -1]).abs().max() > 1e-3
+
+
+def test_without_differing_outcomes_there_is_no_taste():
+    assert model_of(outcomes=False).history.taste is None
+    assert model_of(outcomes=False).ignored_bias is None
+
+
 def test_cosine_towers_return_unit_vectors():
     model = model_of(similarity=Similarity.cosine)
     videos = embed_catalogue(model, video_table())
@@ -165,7 +184,7 @@ def test_portable_round_trip_and_refusals(tmp_path):
     (tmp_path / "model.json").write_text(record.replace('"dim": 8', '"dim": 16'))
     with pytest.raises(ContractError, match="shape disagree"):
         load_two_tower(tmp_path)
-    (tmp_path / "model.json").write_text(record.replace('"format_version": 3', '"format_version": 99'))
+    (tmp_path / "model.json").write_text(record.replace('"format_version": 4', '"format_version": 99'))
     with pytest.raises(ContractError, match="format 99"):
         load_two_tower(tmp_path)
     (tmp_path / "model.json").write_text(record)
