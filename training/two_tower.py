@@ -29,6 +29,7 @@ from training.loop import Budget, Parts, fit, go_on, is_over
 from training.placement import Task, UpdateRule, place, tables_factory
 from training.precision import set_products, stepping
 from training.process import part_ways, start_process
+from training.progress import Log
 from training.retrieval import RetrievalObjective, build_loader, max_steps_of, recipe_for, shape_of
 from training.retrieval_validation import HeldVectors, held_vectors
 from training.run_directory import fingerprint_of, open_log, open_run, write_run
@@ -48,125 +49,179 @@ class Stage:
 
 def train_two_tower(config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared, ranks: Ranks) -> None:
     """Train a two-tower model into ``config.out``."""
-    recipe = recipe_for(recipe, prepared)
-    sharded = _sharded(config.tables, ranks)
-    device = start_process(config.seed, config.device, config.threads, ranks)
-    precision = config.precision.on(device)
-    set_products(precision)
-    shape = shape_of(recipe, prepared)
-    rule = _update_rule(recipe)
-    loader, held = _data(config, recipe, prepared, ranks)
-    fingerprint = fingerprint_of(config, prepared, ranks.world)
-    out = Path(config.out)
-    ranks.on_lead(lambda: open_run(config, prepared, fingerprint))
+    TwoTowerTraining(config, recipe_for(recipe, prepared), prepared, ranks).run()
 
-    tables = tables_factory(ranks, sharded=sharded, dense_table_rows=rule.dense_table_rows)
-    model = TwoTower(shape, tables=tables)
-    trend = training_trend(prepared) if has_trend(prepared) else None
-    trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
-    ignored = recipe.ignored_weight
-    stage = Stage(loader, RetrievalObjective(prepared, device, recipe.id_dropout, trend, ignored=ignored))
-    task = Task(
-        model, lambda batch: stage.objective.loss(model, batch), ranks, lambda: stepping(precision, device)
-    )
-    placement = place(task, rule, ranks, device, sharded=sharded)
-    admission = Admission(
-        model, prepared, placement, ranks, admission=recipe.managed.admission,
-        eviction=recipe.managed.eviction, seed=config.seed,
-    )  # fmt: skip
-    part_ways(config.seed, ranks)
 
-    beside = CoEngagementFit(recipe, prepared, config.seed)
+class TwoTowerTraining:
+    """The pieces of one run, put together once, and the three stages that use them."""
 
-    def keep_best(metrics: dict[str, float], linear: CoEngagement | None = None) -> None:
-        weights = placement.weights()
-        if ranks.lead:
-            whole = shape if linear is None else replace(shape, co_engagement=linear.rank)
-            weights = weights if linear is None else weights | linear.weights("co_engagement")
-            with staged_directory(out / "model", overwrite=True) as scratch:
-                save_weights(whole, weights, scratch, spec_hash=prepared.spec.hash, metrics=metrics)
+    def __init__(self, config: TrainConfig, recipe: TwoTowerConfig, prepared: Prepared, ranks: Ranks) -> None:
+        self.config, self.recipe, self.prepared, self.ranks = config, recipe, prepared, ranks
+        self.out, self.metric = Path(config.out), f"ndcg@{recipe.validation.k}"
+        sharded = _sharded(config.tables, ranks)
+        self.device = start_process(config.seed, config.device, config.threads, ranks)
+        precision = config.precision.on(self.device)
+        set_products(precision)
+        self.shape = shape_of(recipe, prepared)
+        rule = _update_rule(recipe)
+        loader, self.held = _data(config, recipe, prepared, ranks)
+        self.fingerprint = fingerprint_of(config, prepared, ranks.world)
+        ranks.on_lead(lambda: open_run(config, prepared, self.fingerprint))
 
-    def vectors() -> HeldVectors:
-        return held_vectors(model, prepared, held, trend_NK, ranks)
-
-    goes_on = bool(recipe.refit_epochs or beside.wanted)
-    parts = Parts(
-        model=model,
-        placement=placement,
-        before_step=admission.see,
-        loader=loader,
-        validate=lambda: vectors().metrics(recipe.validation.k, ranks),
-        metric=f"ndcg@{recipe.validation.k}",
-        keep_best=keep_best,
-        checkpoints=out / "checkpoints",
-        fingerprint=fingerprint,
-        ranks=ranks,
-        best=out / "best" if goes_on else None,
-    )
-    budget, refit_budget = _budgets(config, recipe)
-
-    def load(folder: str) -> Progress | None:
-        return load_checkpoint(out / folder, placement.state(), fingerprint, ranks)
-
-    restored = load("checkpoints") if config.resume else None
-    progress = restored or Progress()
-    selected = is_over(progress, budget)
-    refitted = load("refit") if selected and recipe.refit_epochs else None
-    last = refitted or progress
-    written = selected and read_json(out / "run.json")["best"] is not None
-    if written and (not recipe.refit_epochs or (refitted and is_over(refitted, refit_budget))):
-        if ranks.lead:
-            how = f"{out}: finished already, nothing to do ({last.stopped})"
-            _say_closing(how, out, parts.metric, last, prepared)
-        return
-    with open_log(out, loader.queries_total, last, ranks) as log:
-        log.say(_opening(config, out, restored and last))
-        log.say(
-            f"two_tower: {placement.describe()}, {loader.queries_total:,} moments an epoch, "
-            f"{len(held.requests):,} validation users, on {device}" + f" × {ranks.world}" * (ranks.world > 1)
+        tables = tables_factory(ranks, sharded=sharded, dense_table_rows=rule.dense_table_rows)
+        model = self.model = TwoTower(self.shape, tables=tables)
+        stage = self.stage = Stage(loader, self._objective(splits=1))
+        trend = stage.objective.trend
+        self.trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
+        task = Task(
+            model,
+            lambda batch: stage.objective.loss(model, batch),
+            ranks,
+            lambda: stepping(precision, self.device),
         )
-        if not selected:
-            # more time than a broken-off run had: what followed its selection is void
-            ranks.on_lead(lambda: remove_checkpoints(out / "refit"))
-            progress = last = fit(parts, budget, progress, log)
-        if goes_on:
-            load("best")
-        choice = Choice(0, 0.0, {parts.metric: progress.best_metric})
-        if beside.wanted:
-            with placement.optimizers.averaged():
-                choice = beside.choose(vectors(), recipe.validation.k, ranks)
-            log.say(beside.describe(choice, parts.metric, progress.best_metric))
-        if recipe.refit_epochs:
-            refitted = load("refit") if refitted is not None else None
-            if refitted is None:
-                # at the full rate: one halved again and again would learn little from what is new
-                refitted = replace(progress, epoch=0, shard=0, batch=0, plateaus=0, stopped="")
-            stage.loader = build_loader(recipe, prepared, config.seed, ranks.rank, ranks.world, splits=2)
-            later = training_trend(prepared, 2) if trend is not None else None
-            stage.objective = RetrievalObjective(
-                prepared, device, recipe.id_dropout, later, splits=2, ignored=ignored
-            )
-            log.say(
-                f"refit: {recipe.refit_epochs} epochs on training and validation, from epoch "
-                f"{progress.best_epoch + 1}"
-            )
-            parts = replace(parts, loader=stage.loader, checkpoints=out / "refit")
-            # before the model is: a record that says too much spoils no test
-            ranks.on_lead(lambda: write_run(out, config, prepared, fingerprint, splits=2))
-            last = go_on(parts, refit_budget, refitted, log)
-        if goes_on:
-            with placement.optimizers.averaged():
-                linear = beside.weighed(
-                    choice, vectors(), splits=2 if recipe.refit_epochs else 1, ranks=ranks
-                )
-                keep_best(choice.metrics, linear)
-    if ranks.lead:
-        last = replace(last, best_metric=choice.metrics[parts.metric])
-        write_run(
-            out, config, prepared, fingerprint, last, parts.metric, splits=2 if recipe.refit_epochs else 1,
-            co_engagement={"rank": choice.rank, "share": choice.share},
+        self.placement = place(task, rule, ranks, self.device, sharded=sharded)
+        admission = Admission(
+            model, prepared, self.placement, ranks, admission=recipe.managed.admission,
+            eviction=recipe.managed.eviction, seed=config.seed,
         )  # fmt: skip
-        _say_closing(f"{out}: done ({progress.stopped})", out, parts.metric, last, prepared)
+        part_ways(config.seed, ranks)
+
+        self.beside = CoEngagementFit(recipe, prepared, config.seed)
+        #: Whether anything follows selecting, which then starts from the best epoch.
+        self.goes_on = bool(recipe.refit_epochs or self.beside.wanted)
+        self.selecting, self.refitting = _budgets(config, recipe)
+        self.parts = Parts(
+            model=model,
+            placement=self.placement,
+            before_step=admission.see,
+            loader=loader,
+            validate=lambda: self._vectors().metrics(recipe.validation.k, ranks),
+            metric=self.metric,
+            keep_best=self._keep,
+            checkpoints=self.out / "checkpoints",
+            fingerprint=self.fingerprint,
+            ranks=ranks,
+            best=self.out / "best" if self.goes_on else None,
+        )
+
+    def run(self) -> None:
+        """Begin or resume, and go through the stages that are still to be done."""
+        refits = self.recipe.refit_epochs > 0
+        restored = self._load("checkpoints") if self.config.resume else None
+        selected = restored or Progress()
+        is_selected = is_over(selected, self.selecting)
+        refitted = self._load("refit") if is_selected and refits else None
+        last = refitted or selected
+        if self._is_written(is_selected, refitted):
+            self._say_closing(f"finished already, nothing to do ({last.stopped})", last)
+            return
+        with open_log(self.out, self.stage.loader.queries_total, last, self.ranks) as log:
+            log.say(_opening(self.config, self.out, restored and last))
+            log.say(self._describe())
+            if not is_selected:
+                # more time than a broken-off run had: what followed its selection is void
+                self.ranks.on_lead(lambda: remove_checkpoints(self.out / "refit"))
+                selected = last = fit(self.parts, self.selecting, selected, log)
+            if self.goes_on:
+                self._load("best")
+            choice = self._weigh(selected, log)
+            if refits:
+                last = self._refit(selected, refitted is not None, log)
+            if self.goes_on:
+                self._keep_with(choice)
+        last = replace(last, best_metric=choice.metrics[self.metric])
+        if self.ranks.lead:
+            write_run(
+                self.out, self.config, self.prepared, self.fingerprint, last, self.metric,
+                splits=self._splits, co_engagement={"rank": choice.rank, "share": choice.share},
+            )  # fmt: skip
+        self._say_closing(f"done ({selected.stopped})", last)
+
+    def _weigh(self, selected: Progress, log: Log) -> Choice:
+        """How much co-engagement is to count beside the best model; nothing where it is not wanted."""
+        if not self.beside.wanted:
+            return Choice(0, 0.0, {self.metric: selected.best_metric})
+        with self.placement.optimizers.averaged():
+            choice = self.beside.choose(self._vectors(), self.recipe.validation.k, self.ranks)
+        log.say(self.beside.describe(choice, self.metric, selected.best_metric))
+        return choice
+
+    def _refit(self, selected: Progress, is_begun: bool, log: Log) -> Progress:
+        """Go on from the best model, on training and validation together."""
+        refitted = self._load("refit") if is_begun else None
+        if refitted is None:
+            # at the full rate: one halved again and again would learn little from what is new
+            refitted = replace(selected, epoch=0, shard=0, batch=0, plateaus=0, stopped="")
+        seed, ranks = self.config.seed, self.ranks
+        self.stage.loader = build_loader(self.recipe, self.prepared, seed, ranks.rank, ranks.world, splits=2)
+        self.stage.objective = self._objective(splits=2)
+        log.say(
+            f"refit: {self.recipe.refit_epochs} epochs on training and validation, from epoch "
+            f"{selected.best_epoch + 1}"
+        )
+        parts = replace(self.parts, loader=self.stage.loader, checkpoints=self.out / "refit")
+        # before the model is: a record that says too much spoils no test
+        ranks.on_lead(lambda: write_run(self.out, self.config, self.prepared, self.fingerprint, splits=2))
+        return go_on(parts, self.refitting, refitted, log)
+
+    @property
+    def _splits(self) -> int:
+        """How many splits the served model has learnt from: training, or validation too."""
+        return 2 if self.recipe.refit_epochs else 1
+
+    def _objective(self, splits: int) -> RetrievalObjective:
+        trend = training_trend(self.prepared, splits) if has_trend(self.prepared) else None
+        return RetrievalObjective(
+            self.prepared, self.device, self.recipe.id_dropout, trend, splits=splits,
+            ignored=self.recipe.ignored_weight,
+        )  # fmt: skip
+
+    def _vectors(self) -> HeldVectors:
+        return held_vectors(self.model, self.prepared, self.held, self.trend_NK, self.ranks)
+
+    def _keep_with(self, choice: Choice) -> None:
+        """Keep the model as it stands, with the co-engagement that was chosen for the best one."""
+        with self.placement.optimizers.averaged():
+            linear = self.beside.weighed(choice, self._vectors(), splits=self._splits, ranks=self.ranks)
+            self._keep(choice.metrics, linear)
+
+    def _keep(self, metrics: dict[str, float], linear: CoEngagement | None = None) -> None:
+        weights = self.placement.weights()
+        if self.ranks.lead:
+            shape = self.shape if linear is None else replace(self.shape, co_engagement=linear.rank)
+            weights = weights if linear is None else weights | linear.weights("co_engagement")
+            with staged_directory(self.out / "model", overwrite=True) as scratch:
+                save_weights(shape, weights, scratch, spec_hash=self.prepared.spec.hash, metrics=metrics)
+
+    def _load(self, folder: str) -> Progress | None:
+        return load_checkpoint(self.out / folder, self.placement.state(), self.fingerprint, self.ranks)
+
+    def _is_written(self, is_selected: bool, refitted: Progress | None) -> bool:
+        """Whether the run of this directory has ended, its record included."""
+        if not is_selected or read_json(self.out / "run.json")["best"] is None:
+            return False
+        return not self.recipe.refit_epochs or bool(refitted and is_over(refitted, self.refitting))
+
+    def _describe(self) -> str:
+        """What is trained on what, in one line."""
+        world = f" × {self.ranks.world}" if self.ranks.world > 1 else ""
+        return (
+            f"two_tower: {self.placement.describe()}, {self.stage.loader.queries_total:,} moments an epoch, "
+            f"{len(self.held.requests):,} validation users, on {self.device}{world}"
+        )
+
+    def _say_closing(self, how: str, progress: Progress) -> None:
+        """How it ended, what came of it, and what to run next."""
+        if not self.ranks.lead:
+            return
+        dataset = self.prepared.manifest["dataset"]["path"]
+        Console().print(
+            f"{self.out}: {how}\nbest {self.metric} {progress.best_metric:.4f} in epoch "
+            f"{progress.best_epoch + 1}, model in {self.out / 'model'}\n"
+            f"next: shopreel publish two_tower={self.out} dataset={dataset} out=BUNDLES",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _data(
@@ -225,14 +280,3 @@ def _opening(config: TrainConfig, out: Path, restored: Progress | None) -> str:
     if restored is None:
         return f"{out}: nothing to resume yet, starting afresh" if config.resume else f"{out}: a new run"
     return f"{out}: resumed at step {restored.step}, epoch {restored.epoch + 1}"
-
-
-def _say_closing(how: str, out: Path, metric: str, progress: Progress, prepared: Prepared) -> None:
-    """How it ended, what came of it, and what to run next."""
-    dataset = prepared.manifest["dataset"]["path"]
-    Console().print(
-        f"{how}\nbest {metric} {progress.best_metric:.4f} in epoch {progress.best_epoch + 1}, model in "
-        f"{out / 'model'}\nnext: shopreel publish two_tower={out} dataset={dataset} out=BUNDLES",
-        highlight=False,
-        soft_wrap=True,
-    )
