@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from data.columns import is_vector
 from data.dataset import Dataset
 from data.errors import ContractError
 from data.schema import KEYS, LABELS, SPLITS, TABLES
@@ -74,9 +75,12 @@ def _rules(table: str, schema: pa.Schema, latest: datetime) -> Iterator[_Rule]:
             yield _Rule(name, stranger, f"is none of {', '.join(SPLITS)}", "correct it, or drop the column")
         if name == "action":
             yield _Rule(name, f"action not in {LABELS}", f"is none of {', '.join(LABELS)}", "rename it")
-        if name == "content_embedding":
-            bad = "len(list_filter(content_embedding, lambda x: x is null or not isfinite(x))) > 0"
-            yield _Rule(name, bad, "holds a value that is not finite", "write null for the whole vector")
+    for field in schema if table in ("videos", "users") else ():
+        if is_vector(field.type):
+            bad = f"len(list_filter({_name(field.name)}, lambda x: x is null or not isfinite(x))) > 0"
+            yield _Rule(
+                field.name, bad, "holds a value that is not finite", "write null for the whole vector"
+            )
 
 
 def _check_values(
@@ -95,7 +99,8 @@ def _check_values(
         if broken:
             file, row, value = _first(connection, files, rule.column, rule.broken)
             more = f" (so in {broken:,} of {rows:,} rows)" if broken > 1 else ""
-            shown = "" if value is None or rule.column == "content_embedding" else f" {value!s}"
+            vector = is_vector(schema.field(rule.column).type)
+            shown = "" if value is None or vector else f" {value!s}"
             raise ContractError(
                 f"{file}, column {rule.column}, row {row} (from 0):{shown} {rule.what}{more}; {rule.mend}"
             )
@@ -150,7 +155,8 @@ def _first(
     found = _query(
         connection,
         files,
-        f"select filename, file_row_number, {column}::varchar from rows where {broken} order by 1, 2 limit 1",
+        f"select filename, file_row_number, {_name(column)}::varchar from rows where {broken} "
+        "order by 1, 2 limit 1",
     )[0]
     return found[0], found[1], found[2]
 
@@ -190,6 +196,11 @@ def _query(connection: duckdb.DuckDBPyConnection, files: list[File], sql: str) -
 def _literal(files: list[File]) -> str:
     quoted = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     return f"[{quoted}]"
+
+
+def _name(column: str) -> str:
+    quoted = column.replace('"', '""')
+    return f'"{quoted}"'
 
 
 def _folder(file: File) -> str:

@@ -125,8 +125,22 @@ def read_info(path: Folder) -> DatasetInfo:
     missing = [key for key in ("name", "source", "licence") if key not in values]
     if missing:
         raise ContractError(f"{path}/dataset.json: lacks {', '.join(missing)}; add it as text")
+    for key, value in values.items():
+        _check_kind(path, key, value)
     values["extra"] = {**values.get("extra", {}), **extra}
     return DatasetInfo(**values)
+
+
+def _check_kind(path: Folder, key: str, value: Any) -> None:
+    """Refuse a field of ``dataset.json`` of another kind than its default: ``"no"`` would count as true."""
+    kinds: dict[str, tuple[type, str]] = {
+        "notes": (list, "a list of texts"), "tasks": (list, "a list of texts"), "extra": (dict, "an object"),
+        "ordered": (bool, "true or false"), "real_time": (bool, "true or false"),
+        "schema_version": (int, "1"),
+    }  # fmt: skip
+    kind, words = kinds.get(key, (str, "a text"))
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(one, str) for one in value)):
+        raise ContractError(f"{path}/dataset.json, field {key}: {value!r} is not {words}; correct it")
 
 
 @contextmanager

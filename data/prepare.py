@@ -1,5 +1,6 @@
 """``shopreel prepare``: a dataset → labels, point-in-time histories, vocabularies, features, split."""
 
+import difflib
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from data.prepare_summary import Tally, summary
 from data.prepared import INDEXES, write_tables
 from data.progress import progress
 from data.records import Block, Log, Rows, count_impressions, distinct, extent_of, stream
-from data.schema import LABELS, SPLITS
+from data.schema import LABELS, SPLITS, TABLES
 from data.shards import CONTEXT_STEPS, NEW_STEPS, ShardWriter
 from data.split import SplitMode, choose_split, moment
 from data.storage import refuse_taken, staged_output
@@ -144,7 +145,7 @@ def run(config: PrepareConfig) -> None:
         built, tables = build_features(dataset, rows, tally, config)
         manifest = write_tables(scratch, manifest=_manifest(config, log, tally, parts, built), **tables)
     console = Console()
-    console.print(summary(manifest))
+    console.print(summary(manifest, unread(dataset)))
     console.print(
         f"next: shopreel train model=two_tower prepared={shlex.quote(config.out)} out=RUN",
         soft_wrap=True, highlight=False,
@@ -174,7 +175,7 @@ def _refuse_empty(log: Log, impressions: list[int]) -> None:
             first, last = (moment(ms) for ms in (log.extent.first_ms, log.extent.last_impression_ms))
             raise ConfigError(
                 f"split: leaves no impression to {name}; the log runs from {first} to {last}; "
-                "set split.validation, split.test and split.end inside it"
+                "set split.validation and split.test inside it, as days or moments such as 2026-03-01T18:00"
             )
 
 
@@ -268,6 +269,20 @@ def _aligned(dataset: Dataset, table: str, key: str, rows: Vocabulary) -> pa.Tab
     if not dataset.has(table):
         return pa.table({key: rows.known})
     return align(dataset.read(table), key, rows)
+
+
+def unread(dataset: Dataset) -> list[str]:
+    """Columns of the log that the contract does not know, with the one that may have been meant."""
+    notes = []
+    for table in ("events", "actions"):
+        if dataset.has(table):
+            known = TABLES[table]
+            for name in dataset.scan(table).schema.names:
+                if name not in known:
+                    spelt = name.lower().removeprefix("is_")
+                    close = difflib.get_close_matches(spelt, [*known, *LABELS], n=1, cutoff=0.75)
+                    notes.append(f"{table}.{name}" + (f" (is it {close[0]}?)" if close else ""))
+    return notes
 
 
 def _raw(array: pa.Array) -> I64:

@@ -1,5 +1,6 @@
 """What ``shopreel prepare`` counts while it streams, and how it tells it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -140,8 +141,8 @@ class Tally:
         }
 
 
-def summary(manifest: dict[str, Any]) -> Group:
-    """What was made, for the screen."""
+def summary(manifest: dict[str, Any], unread: Sequence[str] = ()) -> Group:
+    """What was made, for the screen; ``unread`` are columns of the log that nothing was made of."""
     counts = manifest["counts"]
     lines = [
         f"{counts['users']:,} users · {counts['videos']:,} videos ({counts['videos_in_train']:,} in train) · "
@@ -158,6 +159,13 @@ def summary(manifest: dict[str, Any]) -> Group:
         if late:
             lines.append(f"{label}: {late:,} came true in a window still open: truths, not known labels")
     lines += [f"no feature from {note}" for note in manifest["feature_notes"]]
+    if unread:
+        lines.append(f"not read, since the contract has no such columns: {', '.join(unread)}")
+    if not counts["labels"]:
+        lines.append(
+            "no label: no model can be trained; write one to events, such as click (true where somebody did, "
+            f"false where not, null where unknown); a label is one of {', '.join(LABELS)}"
+        )
     return Group(*lines, _label_table(counts))
 
 

@@ -135,7 +135,9 @@ def _boundary(key: str, text: str | None, zone: tzinfo) -> int | None:
             begin = datetime.fromisoformat(text)
             begin = begin if begin.tzinfo else begin.replace(tzinfo=zone)
     except ValueError:
-        raise ConfigError(f"{key}={text}: not a date; write it as 2022-05-04") from None
+        raise ConfigError(
+            f"{key}={text}: neither day nor moment; write it as 2022-05-04 or 2022-05-04T18:00"
+        ) from None
     return (begin - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 

@@ -36,7 +36,8 @@ class TrainedBaseline:
         kinds = [kind.value for kind in KINDS]
         if record.get("kind") not in kinds:
             raise ConfigError(
-                f"baselines: {run} is of kind {record.get('kind')}; replay ranks {', '.join(kinds)}"
+                f"baselines: {run} is of kind {record.get('kind')}; replay ranks {', '.join(kinds)} "
+                "from their runs, and popularity by itself (baseline=popularity)"
             )
         if record.get("prepared", {}).get("hash") != bundle.manifest.models["two_tower"]["prepared"]:
             raise ContractError(

@@ -42,7 +42,11 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
     weights = TargetWeights(dict(recipe.target.weights), recipe.target.impression)
     users = [user for shard in prepared.shards for user in engagements(Sequences.read(shard), weights)]
     if not any(len(user.rows) for user in users):
-        raise ConfigError(f"{prepared.name}: no training impression has a label that model.target weighs")
+        named = ", ".join(prepared.tasks) or "none"
+        raise ConfigError(
+            f"{prepared.name}: no training impression has a true label that model.target weighs "
+            f"(labels: {named}); give one of them a weight in model.target.weights, or prepare a log that says what was liked"
+        )
     baseline = fit(recipe, users, len(prepared.catalogue), config.seed)
     baseline.targets = weights
     gain = gain_mask(prepared, recipe.validation.gain)
@@ -56,10 +60,14 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
         baseline.save(out / "model")
         write_run(out, config, prepared, fingerprint_of(config, prepared), progress, metric)
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    if not held.requests:
+        shown = f"has no user with an unseen positive, so {metric} tells nothing"
+    # replay counts popularity itself, over windows that it chooses
+    ranked = "" if isinstance(recipe, PopularityConfig) else f" … baselines=[{config.out}]"
     Console().print(
         f"{recipe.name}: validation {shown}, model in {config.out}/model\n"
         f"next: shopreel train model=two_tower prepared={config.prepared} out=RUN, then publish and "
-        f"shopreel replay … baselines=[{config.out}]",
+        f"shopreel replay{ranked}",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 

@@ -45,8 +45,8 @@ class Progress:
     best_metric: float = float("-inf")
     best_epoch: int = -1
     best_step: int = -1
-    stale_epochs: int = 0
-    plateaus: int = 0
+    stale_epochs: float = 0.0
+    plateaus: float = 0.0
     best_whole: float | None = None
     stopped: str = ""
     log_lines: int = 0

@@ -35,6 +35,8 @@ class Budget:
     """When to stop, save and log, how fast to start and (``decay_steps`` above 0) to end.
 
     After each epoch without a better validation the learning rate is multiplied by ``plateau_factor``.
+    Such an epoch counts for neither this nor ``patience`` while the rate still warms up, and by its share
+    where it has fewer than ``epoch_steps`` steps: a small log has taught too little by then for a verdict.
     ``max_seconds`` counts over resumed sessions.
     """
 
@@ -47,6 +49,7 @@ class Budget:
     clip_norm: float
     decay_steps: int = 0
     plateau_factor: float = 1.0
+    epoch_steps: int = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +104,13 @@ def fit(parts: Parts, budget: Budget, progress: Progress, log: Log) -> Progress:
             if parts.best is not None:
                 _save(parts, progress, log, clock, parts.best)
         else:
-            progress.stale_epochs += 1
+            progress.stale_epochs += _weight(progress, budget)
         shown = "  ".join(f"{name} {number:.4f}" for name, number in metrics.items())
         log.say(f"epoch {progress.epoch + 1}  {shown}{'  *best' if better else ''}  {clock.seconds:.0f} s")
         if not out_of_time:
             # whole epochs alone, so that a run interrupted within one goes on as if it had not been
             if progress.best_whole is not None and value <= progress.best_whole:
-                progress.plateaus += 1
+                progress.plateaus += _weight(progress, budget)
             else:
                 progress.best_whole = value
             progress.epoch, progress.shard, progress.batch = progress.epoch + 1, 0, 0
@@ -173,6 +176,13 @@ def _epoch(parts: Parts, budget: Budget, progress: Progress, log: Log, clock: "_
         batches.close()  # type: ignore[attr-defined]
     _refuse_infinite(late_loss.last(), progress.step)
     return late
+
+
+def _weight(progress: Progress, budget: Budget) -> float:
+    """How much an epoch without a better validation says, in [0, 1]."""
+    if progress.step < budget.warmup_steps:
+        return 0.0
+    return min(1.0, progress.step / (progress.epoch + 1) / budget.epoch_steps)
 
 
 def _refuse_infinite(loss: float, step: int) -> None:

@@ -129,10 +129,33 @@ def test_breaches_of_other_tables(table: str, rows: dict[str, Any], expected: st
     assert expected in refusal(write(tmp_path, **{table: pa.table(rows)}))
 
 
-def test_an_embedding_must_be_finite(tmp_path: Path) -> None:
-    embedding = pa.array([[1.0, 2.0], [1.0, float("inf")]], pa.list_(pa.float32(), 2))
-    folder = write(tmp_path, videos=pa.table({"video_id": [10, 11], "content_embedding": embedding}))
-    assert "column content_embedding, row 1 (from 0): holds a value that is not finite" in refusal(folder)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("content_embedding", pa.float32()), ('audio "2"', pa.float16()), ("frames", pa.float64())],
+)
+def test_every_embedding_must_be_finite(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    embedding = pa.array([[1.0, 2.0], [1.0, float("inf")]], pa.list_(pa.float32(), 2)).cast(pa.list_(kind, 2))
+    # the row of the file, whatever the order of ids
+    folder = write(tmp_path, videos=pa.table({"video_id": [11, 10], name: embedding}))
+    expected = f"videos.parquet, column {name}, row 1 (from 0): holds a value that is not finite"
+    assert expected in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("ordered", "no", "field ordered: 'no' is not true or false"),
+        ("real_time", 0, "field real_time: 0 is not true or false"),
+        ("tasks", "click", "field tasks: 'click' is not a list of texts"),
+        ("notes", [1], "field notes: [1] is not a list of texts"),
+        ("time_zone", 8, "field time_zone: 8 is not a text"),
+        ("extra", [], "field extra: [] is not an object"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(field: str, value: Any, expected: str, tmp_path: Path) -> None:
+    info = json.loads((write(tmp_path) / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(info | {field: value}))
+    assert expected in refusal(tmp_path)
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:

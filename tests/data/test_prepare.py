@@ -410,6 +410,17 @@ def make(folder: Path, **changes) -> Path:
     return write_dataset(folder / "d", changes.pop("events", events), videos=VIDEOS, **changes)
 
 
+def test_columns_that_are_not_read_are_named(tmp_path: Path, capsys):
+    events = [
+        {"user_id": 1, "video_id": 10, "event_time": at(day * DAY_MS), "Click": True, "device": "phone"}
+        for day in range(4)
+    ]
+    prepare(make(tmp_path, events=events), tmp_path / "p")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no such columns: events.Click (is it click?), events.device" in said
+    assert "no label: no model can be trained; write one to events, such as click" in said
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

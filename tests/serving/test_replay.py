@@ -418,6 +418,14 @@ def test_trained_baselines_rank_the_same_requests_by_what_they_learnt(
     assert [row["video_id"] for row in rows] == best
 
 
+def test_training_names_only_baselines_that_replay_ranks(published: Published, tmp_path: Path, capsys):
+    prepared = published.run.parent / "prepared"
+    for kind, told in (("popularity", False), ("item_knn", True)):
+        out = tmp_path / kind
+        shopreel.run_command("train", [f"model={kind}", f"prepared={prepared}", f"out={out}"])
+        assert (f"baselines=[{out}]" in capsys.readouterr().out) is told
+
+
 def test_baselines_of_other_data_or_kind_are_refused(published: Published, tmp_path: Path, counting, capsys):
     def refused(path: Path) -> str:
         assert command("replay", published, tmp_path / "out", f"baselines=[{path}]") == 2

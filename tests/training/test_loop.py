@@ -59,7 +59,7 @@ def parts_of(folder, metrics: list[float], kept: list[float], loss_of=None) -> P
 def budget_of(**changes) -> Budget:
     base = dict(
         max_epochs=10, max_seconds=1e9, patience=2, checkpoint_steps=100, log_steps=1, warmup_steps=0,
-        clip_norm=1.0,
+        clip_norm=1.0, epoch_steps=1,
     )  # fmt: skip
     return Budget(**(base | changes))
 
@@ -80,6 +80,24 @@ def test_the_learning_rate_falls_after_each_epoch_without_improvement(tmp_path):
     parts.placement.optimizers.begin_step = lambda factor: (rates.append(factor), begin(factor))
     fit(parts, budget_of(plateau_factor=0.5), Progress(), NoLog())
     assert rates[::BATCHES] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+def test_epochs_of_a_small_log_say_less_and_those_of_the_warm_up_nothing(tmp_path):
+    def rates_of(**changes) -> tuple[list[float], str]:
+        parts, rates = parts_of(tmp_path, [0.3, *[0.1] * 9], []), []
+        begin = parts.placement.optimizers.begin_step
+        parts.placement.optimizers.begin_step = lambda factor: (rates.append(factor), begin(factor))
+        budget = budget_of(patience=1, plateau_factor=0.25, max_epochs=6, **changes)
+        progress = fit(parts, budget, Progress(), NoLog())
+        return rates[BATCHES - 1 :: BATCHES], progress.stopped
+
+    assert rates_of(epoch_steps=BATCHES) == ([1.0, 1.0], "patience")
+    assert rates_of(epoch_steps=2 * BATCHES) == ([1.0, 1.0, 0.5], "patience")
+    # its first three epochs end before the rate has warmed up
+    rates, stopped = rates_of(epoch_steps=BATCHES, warmup_steps=3 * BATCHES + 1)
+    assert rates[3:] == [1.0]
+    assert stopped == "patience"
+    assert rates_of(epoch_steps=BATCHES, warmup_steps=100)[1] == "epochs"
 
 
 def test_it_stops_at_max_epochs(tmp_path):
