@@ -75,7 +75,7 @@ def _rules(table: str, schema: pa.Schema, latest: datetime) -> Iterator[_Rule]:
             yield _Rule(name, stranger, f"is none of {', '.join(SPLITS)}", "correct it, or drop the column")
         if name == "action":
             yield _Rule(name, f"action not in {LABELS}", f"is none of {', '.join(LABELS)}", "rename it")
-    for field in schema if table in ("videos", "users") else ():
+    for field in schema if table in KEYS else ():
         if is_vector(field.type):
             bad = f"len(list_filter({_name(field.name)}, lambda x: x is null or not isfinite(x))) > 0"
             yield _Rule(

@@ -139,7 +139,8 @@ def _check_kind(path: Folder, key: str, value: Any) -> None:
         "schema_version": (int, "1"),
     }  # fmt: skip
     kind, words = kinds.get(key, (str, "a text"))
-    if not isinstance(value, kind) or (kind is list and not all(isinstance(one, str) for one in value)):
+    texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if not isinstance(value, kind) or (kind is list and not texts):
         raise ContractError(f"{path}/dataset.json, field {key}: {value!r} is not {words}; correct it")
 
 

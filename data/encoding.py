@@ -45,7 +45,8 @@ def encode(
     """Encode ``table`` (videos or users, M rows) as M + 1 rows; row 0 is the unknown one, all empty.
 
     A column of the spec that ``table`` lacks counts as null throughout. ``products`` are looked up
-    for features pooled over ``product_ids``; a product that is not among them contributes nothing.
+    for features pooled over ``product_ids`` (of vectors the mean); a product that is not among them
+    contributes nothing.
     Raises :class:`ContractError` where a column has another type than the spec was built from.
     """
     part = spec.side(side)
@@ -64,9 +65,12 @@ def encode(
             values, offsets = _encode_bag(bag, table, vocabularies)
         encoded.bags[bag.name] = (values, np.concatenate([[0], offsets]))
     for dense in part.dense:
-        encoded.dense[dense.name] = np.concatenate(
-            [np.zeros((1, dense.width), np.float32), _encode_dense(dense, table)]
-        )
+        if dense.table == "products":
+            links = links or product_links(table, products)
+            matrix = _mean(dense, products, links)
+        else:
+            matrix, _ = _encode_dense(dense, table)
+        encoded.dense[dense.name] = np.concatenate([np.zeros((1, dense.width), np.float32), matrix])
     return encoded
 
 
@@ -133,11 +137,12 @@ def _rows(bag: BagFeature, flat: pa.Array, table: pa.Table, vocabularies: Mappin
     raise AssertionError(bag.encoder)
 
 
-def _encode_dense(dense: DenseFeature, table: pa.Table) -> F32:
+def _encode_dense(dense: DenseFeature, table: pa.Table) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """A vector per row, zeros where it is null, and which rows have one."""
     array = column(table, dense.column)
     matrix = np.zeros((len(array), dense.width), np.float32)
     if pa.types.is_null(array.type):
-        return matrix
+        return matrix, np.zeros(len(array), bool)
     where = f"{dense.table}.{dense.column}"
     if not is_vector(array.type) or array.type.list_size != dense.width:
         raise ContractError(f"{where} is {array.type}, but {dense.name} was built from {dense.width} floats")
@@ -147,7 +152,7 @@ def _encode_dense(dense: DenseFeature, table: pa.Table) -> F32:
     broken = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(broken):
         raise ContractError(f"{where} row {broken[0]}: not a finite vector; give a null where it is unknown")
-    return matrix
+    return matrix, known
 
 
 def _pool(tagged: Bag, links: Bag) -> Bag:
@@ -155,6 +160,20 @@ def _pool(tagged: Bag, links: Bag) -> Bag:
     product, offsets = links
     values, per_link = take_bags(tagged, product)
     return values, per_link[offsets]
+
+
+def _mean(dense: DenseFeature, products: pa.Table | None, links: Bag) -> F32:
+    """Per video the mean vector of those of its products that have one; zeros without any."""
+    product, offsets = links
+    total = np.zeros((len(offsets) - 1, dense.width), np.float32)
+    if products is None:
+        return total
+    vectors, known = _encode_dense(dense, products)
+    video = np.repeat(np.arange(len(total)), np.diff(offsets))
+    video, product = video[known[product]], product[known[product]]
+    np.add.at(total, video, vectors[product])
+    total /= np.maximum(np.bincount(video, minlength=len(total)), 1)[:, None]
+    return total
 
 
 def _drop_unknown(bag: Bag) -> Bag:

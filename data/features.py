@@ -76,7 +76,10 @@ class BagFeature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseFeature:
-    """A float32 vector of ``width`` numbers per video or user; zeros where it is null."""
+    """A float32 vector of ``width`` numbers per video or user; zeros where it is null.
+
+    Of a column of ``products`` it is the mean over the video's ``product_ids`` that have one.
+    """
 
     name: str
     side: Side

@@ -45,7 +45,8 @@ def train_baseline(config: TrainConfig, recipe: BaselineConfig, prepared: Prepar
         named = ", ".join(prepared.tasks) or "none"
         raise ConfigError(
             f"{prepared.name}: no training impression has a true label that model.target weighs "
-            f"(labels: {named}); give one of them a weight in model.target.weights, or prepare a log that says what was liked"
+            f"(labels: {named}); give one of them a weight in model.target.weights, or prepare a log that "
+            "says what was liked"
         )
     baseline = fit(recipe, users, len(prepared.catalogue), config.seed)
     baseline.targets = weights

@@ -129,6 +129,21 @@ def test_products_are_pooled_into_the_video(built: BuiltFeatures, encoded: Encod
     assert bags(encoded, "product_price_minor")[1:] == [[1, 2], [2], [], []]
 
 
+def test_vectors_of_products_are_averaged_over_those_that_have_one(built: BuiltFeatures):
+    # the videos have a vector of the same name and another width
+    images = pa.array([[1, 0, 3], [3, 4, 1], None], pa.list_(pa.float32(), 3))
+    products = PRODUCTS.append_column("content_embedding", images)
+    built = build_spec(
+        VIDEOS, USERS, products, video_trained=TRAINED, user_trained=np.ones(2, bool), settings=SETTINGS
+    )
+    encoded = encode(built.spec, "video", VIDEOS, products, built.vocabularies)
+    means = [[0, 0, 0], [2, 2, 2], [3, 4, 1], [0, 0, 0], [0, 0, 0]]
+    assert encoded.dense["product_content_embedding"].tolist() == means
+    assert encoded.dense["video_content_embedding"].shape == (5, 2)
+    without = encode(built.spec, "video", VIDEOS, None, built.vocabularies)
+    assert not without.dense["product_content_embedding"].any()
+
+
 def test_numbers_fall_into_quantile_buckets_of_training_rows(built: BuiltFeatures, encoded: EncodedTable):
     assert built.spec["video_duration_ms"].encoder is Encoder.buckets
     assert built.spec["video_duration_ms"].edges == {"": (2000.0, 3000.0)}
