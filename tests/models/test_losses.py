@@ -47,6 +47,22 @@ def test_full_softmax_is_weighted_cross_entropy(at_once, monkeypatch):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_float32_says_what_double_says(temperature):
+    """Kernels of their own, in place, on rows of no round number of videos; scores up to some hundreds."""
+    double = world(positives=70, catalogue=3_001)
+    double["temperature"] = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    double["hidden"] = torch.randint(0, 3_001, (70, 30), generator=torch.Generator().manual_seed(1))
+    single = {
+        name: part.detach().float().requires_grad_(part.requires_grad) if part.is_floating_point() else part
+        for name, part in double.items()
+    }
+    ours, expected = full(single), full(double)
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-6, atol=0)
+    for got, want in zip(gradients(ours, single), gradients(expected, double), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-5 * want.abs().max().item())
+
+
 def test_hidden_videos_leave_the_denominator_but_not_as_targets():
     w = world()
     w["hidden"] = torch.stack([w["target"], (w["target"] + 1) % 30, torch.full((40,), 4)], dim=1)
