@@ -1,6 +1,6 @@
 """Training of the ranker: rows a second beside DeepCTR-Torch's and torch-rechub's MMoE of the same size.
 
-    python benchmarks/ranker_training.py [runs=5] [threads=0] [clock=wall] [peers_python=…]
+    python benchmarks/ranker_training.py [runs=5] [batches=16] [threads=0] [clock=wall] [peers_python=…]
 
 All train four tasks on made-up impressions (100,000 videos, 50,000 creators, 2,000 users) in batches of 1,024
 with three experts of 64 and embeddings of 8; the peers' hidden layers are as wide as gives them as many
@@ -8,7 +8,7 @@ parameters beside the tables as shopreel's ranker has. ``shopreel`` is the defau
 candidate over 64 steps, statistics, watch time; ``no_history`` reads one step, which is the closest to an
 MMoE, that reads none. Both with the loader that makes their batches from the log in a thread, as in a run.
 The peers' rows lie in memory; DeepCTR-Torch runs its own ``fit``, torch-rechub its model under Adam. Systems
-take turns: 16 batches a run, after some that do not count; median (range) and the ratio of each turn.
+take turns: ``batches=`` a run, after some that do not count; median (range) and the ratio of each turn.
 """
 
 import json
@@ -26,17 +26,17 @@ import torch
 
 from benchmarks.side_by_side import in_turns, say_missing, spread, times
 
-TASKS, BATCH, COUNTED = 4, 1024, 16
+TASKS, BATCH = 4, 1024
 ROWS = {"user": 2_001, "market": 13, "video": 100_001, "creator": 50_001, "category": 101, "surface": 4}
 Clock = Callable[[], float]
 
 
-def shopreel(folder: Path, clock: Clock, steps: int) -> dict[str, Any]:
+def shopreel(folder: Path, clock: Clock, batches: int, steps: int) -> dict[str, Any]:
     """Our recipe with histories of so many steps."""
     from functools import partial
 
-    from benchmarks.gpu import RANKER, RULE, train
     from benchmarks.synthetic import synthetic
+    from benchmarks.training_step import RULE, ranker_recipe, train
     from data.prepared import Prepared
     from data.ranking_loader import RankingLoader, build_features
     from models.ranker import Ranker
@@ -52,20 +52,21 @@ def shopreel(folder: Path, clock: Clock, steps: int) -> dict[str, Any]:
     prepared = (
         Prepared.open(path) if path.exists() else synthetic(path, users=2_000, videos=100_000, steps=128)
     )
-    RANKER.max_steps, RANKER.attention_steps = max(steps, 1), min(steps, RANKER.attention_steps)
+    recipe = ranker_recipe()
+    recipe.max_steps, recipe.attention_steps = max(steps, 1), min(steps, recipe.attention_steps)
     features = build_features(prepared, half_life_days=(3.0, 30.0), max_steps=steps)
     loader = RankingLoader(prepared, features, split=0, batch_size=BATCH, seed=1)
-    bins = watch_bins(RANKER, prepared, loader)
-    model = Ranker(shape_of(RANKER, prepared, features, bins))
+    bins = watch_bins(recipe, prepared, loader)
+    model = Ranker(shape_of(recipe, prepared, features, bins))
     begin(model, RankingLoader(prepared, features, split=0, batch_size=BATCH, seed=1))
-    objective = RankingObjective.of(prepared, features, bins, RANKER, device)
+    objective = RankingObjective.of(prepared, features, bins, recipe, device)
     placement = OneProcess(Task(model, partial(objective.loss, model)), RULE)
     model.train()
     stream = prefetch(loader)
     for batch, _ in islice(stream, 5):
         train(placement, batch)
     began, rows = clock(), 0
-    for batch, _ in islice(stream, COUNTED):
+    for batch, _ in islice(stream, batches):
         train(placement, batch)
         rows += batch.examples
     rate = rows / (clock() - began)
@@ -88,7 +89,7 @@ def width_for(dense: int, make: Callable[[int], torch.nn.Module]) -> int:
     return min(sizes, key=lambda width: abs(sizes[width] - dense))
 
 
-def deepctr(clock: Clock, dense: int) -> dict[str, Any]:
+def deepctr(clock: Clock, batches: int, dense: int) -> dict[str, Any]:
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models import MMOE
 
@@ -105,7 +106,7 @@ def deepctr(clock: Clock, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), columns)
     model.compile("adam", loss=["binary_crossentropy"] * TASKS)
-    x, y = inputs(COUNTED * BATCH)
+    x, y = inputs(batches * BATCH)
     model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
     began = clock()
     model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
@@ -114,7 +115,7 @@ def deepctr(clock: Clock, dense: int) -> dict[str, Any]:
     return {"rate": rate, "dense": size}
 
 
-def rechub(clock: Clock, dense: int) -> dict[str, Any]:
+def rechub(clock: Clock, batches: int, dense: int) -> dict[str, Any]:
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.multi_task import MMOE
 
@@ -128,7 +129,7 @@ def rechub(clock: Clock, dense: int) -> dict[str, Any]:
 
     model = make(width_for(dense, make), ROWS)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    x, y = inputs(COUNTED * BATCH)
+    x, y = inputs(batches * BATCH)
     x, y = {name: torch.from_numpy(ids) for name, ids in x.items()}, torch.from_numpy(y).float()
 
     def epoch() -> None:
@@ -151,16 +152,16 @@ def rechub(clock: Clock, dense: int) -> dict[str, Any]:
 def work(arguments: dict[str, str]) -> dict[str, Any]:
     torch.set_num_threads(int(arguments.get("threads", "0")) or len(os.sched_getaffinity(0)))
     clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
-    dense = int(arguments.get("dense", "0"))
+    dense, batches = int(arguments.get("dense", "0")), int(arguments.get("batches", "16"))
     match arguments["worker"]:
         case "shopreel":
-            return shopreel(Path(arguments["folder"]), clock, 128)
+            return shopreel(Path(arguments["folder"]), clock, batches, 128)
         case "no_history":
-            return shopreel(Path(arguments["folder"]), clock, 1)
+            return shopreel(Path(arguments["folder"]), clock, batches, 1)
         case "deepctr":
-            return deepctr(clock, dense)
+            return deepctr(clock, batches, dense)
         case _:
-            return rechub(clock, dense)
+            return rechub(clock, batches, dense)
 
 
 def main(arguments: dict[str, str]) -> None:

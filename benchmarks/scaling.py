@@ -1,6 +1,7 @@
 """How two-tower training scales: examples a second and memory by table rows, history and batch.
 
     python benchmarks/scaling.py [curves=rows,history,batch] [threads=1] [clock=cpu] [rounds=5] [seconds=2]
+        [videos=1000000] [users=1200]
 
 One thing varies at a time from 1,000,000 table rows, history 50 and about 1,024 positives a step; 64
 dimensions (32 where rows vary, so that 50 M rows fit), two SASRec blocks, 1,024 uniform negatives beside the
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.synthetic import synthetic
+from benchmarks.training_step import RULE, train
 from data.features import EncodedTable
 from data.hashing import mix
 from data.loader import SequenceLoader
@@ -36,12 +38,10 @@ from models.layers import BlockKind
 from models.similarity import Similarity
 from models.two_tower import TwoTower, TwoTowerShape
 from training.config import Device
-from training.placement import OneProcess, Task, UpdateRule
+from training.placement import OneProcess, Task
 from training.process import start_process
 from training.retrieval import RetrievalObjective
 
-VIDEOS = 1_000_000
-RULE = UpdateRule(learning_rate=1e-3, weight_decay=0.01, dense_table_rows=500_000, table_learning_rate=0.02)
 #: Share of the synthetic impressions that are positives.
 POSITIVE = 0.35
 BASE = {"rows": 1_000_000, "history": 50, "batch": 1024, "dim": 64}
@@ -60,7 +60,7 @@ def measure(prepared: Prepared, point: dict[str, int], arguments: dict[str, str]
     device = start_process(0, Device.cpu, int(arguments.get("threads", "1")))
     clock = time.process_time if arguments.get("clock", "cpu") == "cpu" else time.perf_counter
     rows, dim = point["rows"], point["dim"]
-    hashed = 1 + np.abs(mix(np.arange(1, VIDEOS + 1), 7).astype(np.int64)) % (rows - 1)
+    hashed = 1 + np.abs(mix(np.arange(1, prepared.video_table.num_rows), 7).astype(np.int64)) % (rows - 1)
     bags = prepared.video_table.bags | {"video_id": (hashed, prepared.video_table.bags["video_id"][1])}
     prepared.video_table = EncodedTable(prepared.video_table.num_rows, bags, {})
     loader = SequenceLoader(
@@ -83,20 +83,14 @@ def measure(prepared: Prepared, point: dict[str, int], arguments: dict[str, str]
     objective = RetrievalObjective(prepared, device, 0.0, None)
     placement = OneProcess(Task(model, lambda batch: objective.loss(model, batch)), RULE)
 
-    def step(batch: object) -> None:
-        placement.optimizers.begin_step(1.0)
-        placement.loss(batch).backward()
-        placement.optimizers.clip(1.0)
-        placement.optimizers.step()
-
     for batch in batches[:2]:
-        step(batch)
+        train(placement, batch)
     rates, place = [], 0
     for _ in range(int(arguments.get("rounds", "5"))):
         began, examples = clock(), 0
         while clock() - began < float(arguments.get("seconds", "2")):
             batch = batches[place % len(batches)]
-            step(batch)
+            train(placement, batch)
             examples, place = examples + batch.examples, place + 1
         rates.append(examples / (clock() - began))
     return {
@@ -121,7 +115,8 @@ def main(arguments: dict[str, str]) -> None:
     root, points = Path(__file__).resolve().parent.parent, []
     with tempfile.TemporaryDirectory(dir=arguments.get("scratch")) as folder:
         path = Path(folder) / "prepared"
-        synthetic(path, users=1200, videos=VIDEOS, steps=1000, shards=2)
+        users, videos = int(arguments.get("users", "1200")), int(arguments.get("videos", "1000000"))
+        synthetic(path, users=users, videos=videos, steps=1000, shards=2)
         for curve in arguments.get("curves", "rows,history,batch").split(","):
             print(
                 f"\n{curve:>10} {'examples/s':>12} {'range':>22} {'peak GiB':>9} {'table':>7} candidates",
