@@ -8,23 +8,21 @@ acknowledged event lost, a video shown twice in a feed, a page that changed, a b
 5xx other than 503. The store is SQLite; Redis where it is the store that dies.
 """
 
-import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks.serving_damage import limit_files, running_redis, ways_to_damage
 from benchmarks.serving_load_ledger import Crowd, Ledger
 from benchmarks.serving_world import Server, SmallWorld, point_at, small_world, wait_for
 
@@ -72,7 +70,7 @@ class Drill:
         server = self.server("corrupt")
         client, live = server.client(), _serving(server.client())
         (other,) = self.known - {live}
-        ways = _ways_to_damage(self.bundles, other)
+        ways = ways_to_damage(self.bundles, other)
         with Crowd(server, ledger, 4, self.seed, known=frozenset({live})):
             for number, damage in enumerate(ways, 1):
                 damage()
@@ -102,7 +100,7 @@ class Drill:
 
     def store(self, ledger: Ledger) -> str:
         """Redis is killed and comes back; meanwhile 503, afterwards all that was acknowledged."""
-        with _redis(self.folder / "redis") as redis:
+        with running_redis(self.folder / "redis") as redis:
             server = self.server("store", store=f"redis://127.0.0.1:{redis.port}/0")
             client = server.client()
             with Crowd(server, ledger, 4, self.seed, allowed=OVERLOADED, known=self.known):
@@ -125,9 +123,9 @@ class Drill:
         with Crowd(server, ledger, 4, self.seed, allowed=OVERLOADED, known=self.known):
             for _ in range(rounds):
                 _wait_for_answers(ledger, 20)
-                _limit_files(server.process.pid, 4096)
+                limit_files(server.process.pid, 4096)
                 wait_for("503 on a full disk", lambda: client.send("GET", "/readyz").status == 503)
-                _limit_files(server.process.pid, resource.RLIM_INFINITY)
+                limit_files(server.process.pid, resource.RLIM_INFINITY)
                 wait_for("room again", lambda: client.send("GET", "/readyz").status == 200)
             failures = _metric(client, "shopreel_log_failures_total")
         ledger.audit(server)
@@ -254,11 +252,6 @@ def _wait_for_answers(ledger: Ledger, more: int) -> None:
     wait_for(f"{more} more answers", lambda: ledger.statuses[200] >= wanted)
 
 
-def _limit_files(pid: int, most: int) -> None:
-    """No file of the process may grow beyond ``most`` bytes."""
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-
-
 def _serving(client: Any) -> str:
     text = client.send("GET", "/metrics").body.decode()
     (name,) = (
@@ -271,78 +264,6 @@ def _serving(client: Any) -> str:
 
 def _refusals(client: Any) -> float:
     return _metric(client, 'shopreel_bundle_swaps_total{result="refused"}')
-
-
-def _ways_to_damage(bundles: Path, other: str) -> list[Callable[[], None]]:
-    """Each way makes ``CURRENT`` name something that must be refused."""
-    whole = bundles.parent / "whole"
-    shutil.copytree(bundles / other, whole)
-
-    def with_file(change: Callable[[Path], None], name: str) -> Callable[[], None]:
-        def damage() -> None:
-            shutil.rmtree(bundles / other, ignore_errors=True)
-            shutil.copytree(whole, bundles / other)
-            change(bundles / other / name)
-            point_at(bundles, other)
-
-        return damage
-
-    def flip(path: Path) -> None:
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(bytes(content))
-
-    def cut(path: Path) -> None:
-        os.truncate(path, path.stat().st_size // 2)
-
-    files = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
-    ways = [with_file(flip, name) for name in files]
-    ways += [with_file(cut, "video_vectors.npy"), with_file(Path.unlink, "manifest.json")]
-    ways += [with_file(Path.unlink, "golden.arrow")]
-    for text in ("", "nowhere", "../bundles", "bundle-" + "0" * 16, "\x00"):
-        ways.append(lambda text=text: point_at(bundles, text))
-    return ways
-
-
-class _Redis:
-    """A ``redis-server`` of our own that keeps its promises."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        """Start on the files that are there."""
-        words = f"--port {self.port} --appendonly yes --appendfsync always --save '' --bind 127.0.0.1"
-        command = ["redis-server", *words.replace("''", "").split(), "--dir", str(self.folder)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for("redis-server", self._answers)
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def _redis(folder: Path) -> Any:
-    redis = _Redis(folder)
-    try:
-        yield redis
-    finally:
-        redis.kill()
 
 
 def _compare_log(log: Path, ledger: Ledger) -> str:

@@ -15,7 +15,6 @@ time, in as many processes as there are workers. BUNDLES comes from ``shopreel p
 videos: ``shopreel simulate videos=1000000 users=20000 products=50000 days=4``, prepare, train, publish.
 """
 
-import asyncio
 import json
 import os
 import random
@@ -24,21 +23,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.process_tree import cpu_s, tree
 from benchmarks.serving_world import Client, Server, wait_for
 
 #: The highest rate that went well and the lowest that did not are at most this far apart in the end.
 NARROW = 1.09
-#: Seconds for which a connection is kept; servers close those that are idle for five.
-FRESH_S = 2.0
 #: For all but the server, which sees to it itself: threads that wait for work keep whole cores busy.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -156,7 +150,7 @@ def _peer(name: str, bundle: Path, warmed: Path, folder: Path, options: dict[str
         return None
     finally:
         client.close()
-        for pid in [*_tree(process.pid), process.pid]:
+        for pid in [*tree(process.pid), process.pid]:
             try:
                 os.kill(pid, 9)
             except ProcessLookupError:
@@ -171,9 +165,9 @@ def _climb(name: str, port: int, pid: int, options: dict[str, Any]) -> Load | No
     best: Load | None = None
     rate, too_high = options["first_rate"], float("inf")
     while best is None or too_high > NARROW * best.rate:
-        before = _cpu_s(pid)
+        before = cpu_s(pid)
         told = _generate(port, rate, options["seconds"], options)
-        spent = _cpu_s(pid) - before
+        spent = cpu_s(pid) - before
         count = max(1, told["statuses"].get("200", 0))
         load = Load(
             rate, told["answered"], told["p50_ms"], told["p99_ms"], told["statuses"], 1000 * spent / count
@@ -194,68 +188,13 @@ def _climb(name: str, port: int, pid: int, options: dict[str, Any]) -> Load | No
 
 def _generate(port: int, rate: float, seconds: float, options: dict[str, Any]) -> Any:
     words = [str(port), str(rate), str(seconds), str(options["ids"]), str(options["seed"])]
-    done = subprocess.run([sys.executable, __file__, "generate", *words], stdout=subprocess.PIPE, check=True)
+    script = str(Path(__file__).with_name("serving_load_arrivals.py"))
+    done = subprocess.run([sys.executable, script, *words], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
-def generate(port: int, rate: float, seconds: float, ids: str, seed: int) -> None:
-    """The second process: send, wait for all answers, print what came of them as JSON."""
-    latencies, statuses = asyncio.run(_send_all(port, rate, seconds, json.loads(Path(ids).read_text()), seed))
-    good = sorted(latencies) or [float("inf")]
-    told = {
-        "answered": len(latencies) / seconds, "statuses": dict(statuses),
-        "p50_ms": good[len(good) // 2], "p99_ms": good[min(len(good) - 1, int(0.99 * len(good)))],
-    }  # fmt: skip
-    print(json.dumps(told))
-
-
-async def _send_all(
-    port: int, rate: float, seconds: float, users: list[Any], seed: int
-) -> tuple[list[float], Counter[str]]:
-    dice = random.Random(seed)
-    weights = [
-        1 / (rank + 8) for rank in range(len(users))
-    ]  # Zipf, its head cut: the first is 1 in 50 of 2,000
-    idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-    latencies: list[float] = []
-    statuses = Counter[str]()
-
-    async def ask(user: Any, due: float) -> None:
-        try:
-            since, reader, writer = idle.pop() if idle else (0.0, None, None)
-            if reader is None or writer is None or time.monotonic() - since > FRESH_S:
-                if writer is not None:
-                    writer.close()
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            body = json.dumps({"user_id": user})
-            head = "POST /v1/feed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
-            answer = await reader.readuntil(b"\r\n\r\n")
-            fields = answer.decode("latin-1").lower().split("\r\n")
-            size = [int(field.split(":")[1]) for field in fields if field.startswith("content-length:")]
-            page = await (reader.readexactly(size[0]) if size else reader.readuntil(b"\r\n0\r\n\r\n"))
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-            statuses[type(error).__name__] += 1
-            return
-        idle.append((time.monotonic(), reader, writer))
-        whole = b'"degraded":["' not in page
-        statuses[fields[0].split(" ")[1] if whole else "degraded"] += 1
-        if " 200 " in fields[0] and whole:
-            latencies.append(1000 * (time.monotonic() - due))
-
-    start, at, tasks = time.monotonic(), 0.0, []
-    while (at := at + dice.expovariate(rate)) < seconds:
-        user = dice.choices(users, weights)[0]
-        await asyncio.sleep(max(0.0, start + at - time.monotonic()))
-        tasks.append(asyncio.create_task(ask(user, start + at)))
-    await asyncio.gather(*tasks)
-    for _, _, writer in idle:
-        writer.close()
-    return latencies, statuses
-
-
 def _pipelines(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
-    """As many processes of :func:`pipeline` as there are workers, at the same time."""
+    """As many processes of ranking alone as there are workers, at the same time."""
     words = [
         str(bundle),
         str(warmed),
@@ -263,7 +202,8 @@ def _pipelines(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
         str(options["candidates"]),
         str(options["ids"]),
     ]
-    command = [sys.executable, __file__, "pipeline", *words, options["compiled"]]
+    script = str(Path(__file__).with_name("serving_load_pipeline.py"))
+    command = [sys.executable, script, *words, options["compiled"]]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD)
         for _ in range(options["workers"])
@@ -274,52 +214,6 @@ def _pipelines(bundle: Path, warmed: Path, options: dict[str, Any]) -> Load:
     load = Load(rate, rate, 0.0, 0.0, {"200": 0}, cpu_ms)
     print(f"pipeline: {options['workers']} processes of one thread\n  {load}")
     return load
-
-
-def pipeline(bundle: Path, warmed: Path, seconds: float, candidates: int, ids: str, compiled: str) -> None:
-    """Ranking and page building alone, in this process, in batches of sixteen, one thread."""
-    import torch
-
-    from serving.exploration import NO_EXPLORATION
-    from serving.feed import build_page
-    from serving.live import load_bundle
-    from serving.paging import _candidates
-    from serving.pipeline import RankRequest
-    from serving.rules import Audience
-    from serving.service import wall_clock_ms
-    from serving.slate import SlatePreferences
-    from serving.state import Limits, open_store
-    from serving.state.protocol import DAY_MS
-
-    torch.set_num_threads(1)
-    live = load_bundle(bundle, threads=1, compiled=Path(compiled) if compiled else None)
-    store = open_store(
-        f"sqlite:///{warmed}", Limits(512, 90 * DAY_MS, DAY_MS, DAY_MS, 365 * DAY_MS, 30 * DAY_MS)
-    )
-    slate, none = SlatePreferences(2, 3, 4, 1, 0.0, 1.0, 60), np.empty(0, np.int64)
-    requests, now_ms = [], wall_clock_ms()
-    for user_id in json.loads(Path(ids).read_text())[:64]:
-        state = store.user(user_id, now_ms)
-        user = live.user_request(user_id, state.steps, None, now_ms)
-        shown = live.rows_of([*state.served, *state.seen])
-        market = live.market_of(user.user_row)
-        requests.append(RankRequest(user, k=candidates, exclude_rows=shown, market=market))
-    store.close()
-    dice = np.random.default_rng(0)
-
-    def once(batch: list[RankRequest]) -> None:
-        for request, ranked in zip(batch, live.pipeline.rank(batch), strict=True):
-            audience = Audience(request.market, None, request.exclude_rows, none, none, none)
-            build_page(_candidates(ranked), 20, live.facts, audience, slate, NO_EXPLORATION, dice)
-
-    once(requests[:16])
-    started, used, pages = time.monotonic(), time.process_time(), 0
-    while time.monotonic() - started < seconds:
-        at = pages % len(requests)
-        once(requests[at : at + 16])
-        pages += 16
-    wall, cpu = time.monotonic() - started, time.process_time() - used
-    print(json.dumps({"rate": pages / wall, "cpu_ms": 1000 * cpu / pages}))
 
 
 def _users(dataset: str, count: int, seed: int, folder: Path) -> Path:
@@ -340,42 +234,5 @@ def _warmed_store(bundles: Path, dataset: str, folder: Path) -> Path:
     return folder / "warm.db"
 
 
-def _tree(pid: int) -> list[int]:
-    """The descendants of a process, and whoever shares a session with it or with one of them."""
-    parent, session = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parent[int(entry.name)], session[int(entry.name)] = int(fields[1]), int(fields[3])
-    found, size = {pid}, 0
-    while size < len(found):
-        size = len(found)
-        found |= {one for one in parent if parent[one] in found or session[one] in found}
-    return sorted(found - {pid})
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU seconds that a service's processes used so far."""
-    total = 0
-    for member in [pid, *_tree(pid)]:
-        try:
-            fields = Path(f"/proc/{member}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 if __name__ == "__main__":
-    kinds: dict[str, list[Callable[[str], Any]]] = {
-        "generate": [int, float, float, str, int],
-        "pipeline": [Path, Path, float, int, str, str],
-    }
-    job = {"generate": generate, "pipeline": pipeline}.get(sys.argv[1])
-    if job is not None:
-        job(*(kind(word) for kind, word in zip(kinds[sys.argv[1]], sys.argv[2:], strict=True)))
-    else:
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])
