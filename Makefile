@@ -2,7 +2,8 @@
 # make test    lint, types, import contracts and tests
 # make lint    ruff, mypy and import-linter alone
 # make bench   a standard set of benchmarks, into bench.json and docs/benchmarks.md; BENCH=NAME ARGS="…" runs one,
-#              ARGS=list=1 lists them all, ARGS="only=NAME,NAME threads=1 minutes=30" bounds the set
+#              ARGS=list=1 lists them all, ARGS="only=NAME,NAME threads=1 minutes=30" bounds the set,
+#              ARGS=tiny=1 only tries that all of it runs
 # make peers   other people's systems for the benchmarks, in an environment of their own (.venv-peers)
 # make pin     resolve requirements/*.in again
 # make clean   remove the environment, caches and ./demo-run

@@ -1,10 +1,11 @@
 """Train on 1, then 2, then 4, then 2, then 1 process, and compare every step with one process alone.
 
-    python benchmarks/resharding.py prepared=PREPARED [ranks=1,2,4,2,1] [every=4] [tokens=2048] [epochs=1]
+    python benchmarks/resharding.py [prepared=PREPARED] [ranks=1,2,4,2,1] [every=4] [tokens=2048] [epochs=1]
 
-Each job gets SIGKILL in all its processes once it has written a checkpoint of its own, the next one, of
-another size, resumes it; the last one finishes. Tables are cut over the processes by TorchRec (gloo), with
-row-wise Adagrad; ``model.tokens`` is divided by the processes, so that all see the same whole batches.
+Without ``prepared=`` the log is a small simulated market. Each job gets SIGKILL in all its processes once it
+has written a checkpoint of its own, the next one, of another size, resumes it; the last one finishes. Tables
+are cut over the processes by TorchRec (gloo), with row-wise Adagrad; ``model.tokens`` is divided by the
+processes, so that all see the same whole batches.
 Without dropout every loss must agree to 1e-5, and the weights to 1e-4.
 """
 
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 from safetensors.numpy import load_file
+
+from benchmarks.resume_drill import market
 
 WORDS = [
     "model=two_tower", "device=cpu", "threads=1", "log_steps=1", "model.dim=16", "model.layers=1",
@@ -65,6 +68,10 @@ def newest(out: Path) -> int:
 def main(arguments: dict[str, str]) -> None:
     sizes = [int(size) for size in arguments.get("ranks", "1,2,4,2,1").split(",")]
     with tempfile.TemporaryDirectory() as folder:
+        if "prepared" not in arguments:
+            root = Path(__file__).resolve().parent.parent
+            made = market(Path(folder), os.environ | {"PYTHONPATH": str(root)})
+            arguments = arguments | {"prepared": str(made)}
         alone, moved = Path(folder) / "alone", Path(folder) / "moved"
         for job in start(alone, arguments, 1):
             if job.wait():

@@ -1,11 +1,12 @@
 """The standard set of benchmarks, one after another, into a file of results and a section of the docs.
 
-    python benchmarks/suite.py [only=table_step,youtube_dnn] [threads=1] [clock=wall] [minutes=120] [list=1]
+    python benchmarks/suite.py [only=table_step,youtube_dnn] [threads=1] [clock=wall] [minutes=180] [list=1]
 
 Every benchmark also runs alone, with sizes of its own: its first lines say how. Here each has a size that
 ends within some minutes on two cores: how many, is printed before it begins; after five times as many it is
 stopped, and all together after ``minutes=``. One that fails, or is stopped, leaves the others be. Ctrl-C ends
-the set; what was measured by then is kept.
+the set; what was measured by then is kept. ``tiny=1`` is a dry run: every script from end to end, in minutes,
+with sizes that say nothing, so that nothing is recorded.
 
 What they print goes to the screen, to ``results=`` (JSON with the machine, the commit, the command and the
 seconds of each) and between the two marks of ``docs=`` (docs/benchmarks.md). Results of earlier sets on the
@@ -30,28 +31,32 @@ from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
-WORDS = ("only", "threads", "clock", "minutes", "list", "peers_python", "results", "docs")
+WORDS = ("only", "threads", "clock", "minutes", "list", "tiny", "peers_python", "results", "docs")
 #: A benchmark is stopped after so many times its minutes; shown is the end of what it printed.
 PATIENCE, LINES = 5, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Words for a script, and the minutes that they take on two cores."""
+    """Words for a script, the minutes that they take on two cores, and the words of a dry run."""
 
     minutes: float
     words: tuple[str, ...]
+    tiny: tuple[str, ...] = ()
 
 
 STANDARD = {
-    "table_step": Benchmark(2, ("rows=1000000", "rounds=5")),
-    "two_tower_training": Benchmark(15, ("runs=5",)),
-    "youtube_dnn": Benchmark(3, ("runs=5",)),
-    "ranker_training": Benchmark(4, ("runs=5",)),
-    "prepare_scale": Benchmark(3, ("rows=2000000", "runs=5")),
-    "scaling": Benchmark(6, ("curves=rows,batch", "seconds=1")),
-    "index_scale": Benchmark(3, ("sizes=100000,300000",)),
-    "resume_drill": Benchmark(2, ("kills=5", "epochs=1")),
+    "table_step": Benchmark(5, ("rows=1000000,5000000", "rounds=5"), ("rows=20000", "rounds=1", "steps=1")),
+    "two_tower_training": Benchmark(20, ("runs=5",), ("runs=1", "seconds=0.1")),
+    "youtube_dnn": Benchmark(5, ("runs=5",), ("runs=1", "rows=20000")),
+    "ranker_training": Benchmark(5, ("runs=5",), ("runs=1", "batches=2")),
+    "prepare_scale": Benchmark(14, ("rows=20000000", "runs=5"), ("rows=100000", "videos=5000", "runs=1")),
+    "scaling": Benchmark(
+        10, ("seconds=1",), ("curves=batch", "videos=20000", "users=50", "rounds=1", "seconds=0.1")
+    ),
+    "index_scale": Benchmark(10, ("sizes=100000,1000000",), ("sizes=5000",)),
+    "resume_drill": Benchmark(6, ("kills=20",), ("kills=1", "epochs=1")),
+    "resharding": Benchmark(4, ("tokens=400", "epochs=2"), ("tokens=400", "ranks=1,2")),
 }
 
 
@@ -190,7 +195,7 @@ def main(arguments: dict[str, str]) -> int:
     if "threads" in arguments:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), arguments["threads"]))
     peers = [f"peers_python={arguments['peers_python']}"] if "peers_python" in arguments else []
-    total_min = float(arguments.get("minutes", "120"))
+    total_min = float(arguments.get("minutes", "180"))
     expected = sum(STANDARD[name].minutes for name in names)
     print(f"{len(names)} benchmarks, about {expected:.0f} minutes, {total_min:.0f} at most (minutes=)")
     for sign in (
@@ -198,6 +203,7 @@ def main(arguments: dict[str, str]) -> int:
         signal.SIGTERM,
     ):  # a shell's background jobs ignore the first, and so would ours
         signal.signal(sign, signal.default_int_handler)
+    tiny = "tiny" in arguments
     target = Path(arguments.get("results", ROOT / "bench.json"))
     began, version, results = time.perf_counter(), commit(), {one["name"]: one for one in earlier(target)}
     state = "done"
@@ -209,15 +215,18 @@ def main(arguments: dict[str, str]) -> int:
             print(f"not measured: the {total_min:.0f} minutes are over", flush=True)
             continue
         limit_min = min(PATIENCE * STANDARD[name].minutes, left_min)
-        one = measured(name, [*STANDARD[name].words, *given], 60 * limit_min, peers)
+        words = STANDARD[name].tiny if tiny else STANDARD[name].words
+        one = measured(name, [*words, *given], 60 * limit_min, peers)
         print(f"{name}: {one['state']}, {one['seconds']:.0f} s", flush=True)
         if one["state"] == "interrupted":
             state = "interrupted"
             break
         state = state if one["state"] == "done" else "failed"
+        if tiny:
+            continue
         results[name] = one | {"commit": version}
         write(target, json.dumps({"benchmarks": list(results.values())}, indent=1, ensure_ascii=False) + "\n")
-    kept = [results[name] for name in STANDARD if name in results]
+    kept = [results[name] for name in STANDARD if name in results and not tiny]
     docs = Path(arguments.get("docs", ROOT / "docs" / "benchmarks.md"))
     text = docs.read_text(encoding="utf-8")
     if kept and BEGIN in text and END in text:

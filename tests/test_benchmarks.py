@@ -49,7 +49,7 @@ def test_a_failing_benchmark_leaves_the_others_be(bench: Path, capfd: pytest.Cap
     assert "old" not in docs
     assert "**failed: ValueError: no such thing**" in docs
     assert "a ratio threads=1" in docs
-    assert "about 2 minutes, 120 at most" in capfd.readouterr().out
+    assert "about 2 minutes, 180 at most" in capfd.readouterr().out
 
 
 def test_places_of_this_machine_are_told_and_not_recorded(bench: Path) -> None:
@@ -57,6 +57,16 @@ def test_places_of_this_machine_are_told_and_not_recorded(bench: Path) -> None:
     (one,) = json.loads((bench / "bench.json").read_text())["benchmarks"]
     assert one["arguments"] == []
     assert one["output"] == ["a ratio peers_python=/somewhere/python"]
+
+
+def test_a_dry_run_has_words_of_its_own_and_records_nothing(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(suite.STANDARD, "good", suite.Benchmark(1, ("rows=9",), ("rows=1",)))
+    assert suite.main({"only": "good", "tiny": "1"}) == 0
+    assert "a ratio rows=1\n" in capfd.readouterr().out
+    assert not (bench / "bench.json").exists()
+    assert "old" in (bench / "docs" / "benchmarks.md").read_text()
 
 
 def test_results_of_earlier_sets_stay_until_renewed(bench: Path) -> None:
