@@ -4,16 +4,18 @@
 
 Every step looks up 4,096 histories of 50 ids drawn uniformly (the hardest case: nearly every id is another
 row), one vector per step of the history, and receives the same gradient. Printed is the median of a round's
-seconds a step with its range, and the ratio to shopreel at the same size. All run with the memory settings of
-``shopreel train``. 5 M rows with dense Adam take 6 GB.
+seconds a step with its range, and the ratio to shopreel at the same size. Systems run one after another, each
+in a process of its own with the memory settings of ``shopreel train``; dense Adam of 5 M rows takes 8 GB.
 
 "moving the bytes" is what nobody can avoid: reading the looked-up rows, and writing each touched row once.
 ``clock=cpu`` counts the processor's seconds, for a machine that other jobs share.
 """
 
+import json
 import logging
 import os
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.side_by_side import say_missing, spread
+from benchmarks.side_by_side import ROOT, say_missing, spread
 from models.embeddings import FeatureBatch, PlainTables
 from training.config import Device
 from training.optimizers import RowWiseAdagrad
@@ -113,10 +115,15 @@ SYSTEMS: dict[str, Callable[[int], Step]] = {
 }
 
 
-def timed(
-    step: Step, batches: list[Tensor], gradient: Tensor, rounds: int, clock: Callable[[], float]
-) -> list[float]:
-    """Seconds a step of each round."""
+def work(arguments: dict[str, str]) -> list[float]:
+    """Seconds a step of each round of one system, in this process."""
+    rows, rounds, steps = (int(arguments[name]) for name in ("rows", "rounds", "steps"))
+    clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    start_process(0, Device.cpu, int(arguments.get("threads", "0")))
+    batches, gradient = inputs(rows, steps)
+    step = SYSTEMS[arguments["worker"]](rows)
     seconds = []
     for turn in range(rounds + 1):  # the first warms up: states are made, kernels chosen
         begin = clock()
@@ -127,38 +134,56 @@ def timed(
     return seconds
 
 
+def inputs(rows: int, steps: int) -> tuple[list[Tensor], Tensor]:
+    """Ids of every step, and the gradient that all of them receive."""
+    random = torch.Generator().manual_seed(0)
+    batches = [torch.randint(rows, (LOOKUPS,), generator=random) for _ in range(steps)]
+    return batches, torch.randn(LOOKUPS, DIM, generator=random) / LOOKUPS
+
+
+def measured(system: str, arguments: dict[str, str]) -> list[float] | str:
+    """The seconds of a process of its own; or why there are none, such as memory that is not there."""
+    words = [f"{name}={value}" for name, value in {**arguments, "worker": system}.items()]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, *words], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    seconds: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return seconds
+
+
 def main(arguments: dict[str, str]) -> None:
-    rounds, steps = int(arguments.get("rounds", "7")), int(arguments.get("steps", "3"))
-    clock = time.process_time if arguments.get("clock") == "cpu" else time.perf_counter
+    if "worker" in arguments:
+        print(json.dumps(work(arguments)))
+        return
+    rounds, steps = arguments.get("rounds", "7"), arguments.get("steps", "3")
     chosen = arguments.get("systems", ",".join(SYSTEMS)).split(",")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    start_process(0, Device.cpu, int(arguments.get("threads", "0")))
     print(
         f"{DIM} dimensions, {LOOKUPS:,} lookups; {arguments.get('clock', 'wall')} seconds a step, median "
-        f"(least – most) of {rounds} rounds of {steps} steps; {torch.get_num_threads()} thread(s) on "
+        f"(least – most) of {rounds} rounds of {steps} steps; {arguments.get('threads', 'all')} thread(s) on "
         f"{len(os.sched_getaffinity(0))} core(s), torch {torch.__version__}"
     )
-    for rows in map(int, arguments.get("rows", "1000000,5000000").split(",")):
-        random = torch.Generator().manual_seed(0)
-        batches = [torch.randint(rows, (LOOKUPS,), generator=random) for _ in range(steps)]
-        gradient = torch.randn(LOOKUPS, DIM, generator=random) / LOOKUPS
+    for rows in arguments.get("rows", "1000000,5000000").split(","):
         seconds: dict[str, list[float]] = {}
         missing: dict[str, str] = {}
-        for name in chosen:  # one at a time: each holds its table, and some three times that
-            try:
-                seconds[name] = timed(SYSTEMS[name](rows), batches, gradient, rounds, clock)
-            except (ImportError, RuntimeError) as error:  # also of memory that is not there
-                missing[name] = str(error).splitlines()[0]
+        for name in chosen:
+            found = measured(name, arguments | {"rows": rows, "rounds": rounds, "steps": steps})
+            if isinstance(found, str):
+                missing[name] = found
+            else:
+                seconds[name] = found
+        touched = len(inputs(int(rows), 1)[0][0].unique())
+        print(f"\n{int(rows):,} rows ({touched:,} touched)")
         ours = seconds.get("shopreel", [])
-        print(f"\n{rows:,} rows ({len(batches[0].unique()):,} touched)")
         for name, each in seconds.items():
             beside = ""
             if ours and name != "shopreel":
                 low, high = min(each) / max(ours), max(each) / min(ours)
                 ratio = statistics.median(each) / statistics.median(ours)
                 beside = f"  × {ratio:.2f} ({low:.2f} – {high:.2f}) shopreel"
-            print(f"  {name:<18} {spread(each, '.4f')}{beside}")
+            print(f"  {name:<18} {spread(each, '.4f')}{beside}", flush=True)
         say_missing(missing)
 
 

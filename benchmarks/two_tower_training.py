@@ -92,7 +92,9 @@ def shopreel(
     tables = tables_factory(ALONE, sharded=False, dense_table_rows=rule.dense_table_rows)
     model = TwoTower(shape_of(recipe, prepared), tables=tables)
     trend = training_trend(prepared) if has_trend(prepared) else None
-    objective = RetrievalObjective(prepared, device, recipe.id_dropout, trend)
+    objective = RetrievalObjective(
+        prepared, device, recipe.id_dropout, trend, ignored=recipe.ignored_weight
+    )  # fmt: skip
     placement = place(
         Task(model, lambda batch: objective.loss(model, batch)), rule, ALONE, device, sharded=False
     )
