@@ -1,11 +1,12 @@
 """The ranker's own inputs as a table, for models that read tables: the same rows, the same knowledge."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from data.prepared import Prepared
-from data.ranking_loader import RankingFeatures, RankingLoader, build_features
+from data.ranking_loader import RankingBatch, RankingFeatures, RankingLoader, build_features
 from data.schema import LABEL_BIT
 from data.sequences import Sequences
 
@@ -36,12 +37,14 @@ def open_features(prepared: Prepared, max_steps: int = 128) -> RankingFeatures:
 def tabulate(
     prepared: Prepared, features: RankingFeatures, split: int, train_days: int,
     loading: type[RankingLoader] = RankingLoader,
+    more: tuple[tuple[str, ...], Callable[[RankingBatch], np.ndarray]] | None = None,
 ) -> tuple[np.ndarray, list[str], list[int], dict[str, np.ndarray]]:  # fmt: skip
     """All impressions of a split: float32 columns, their names, which are categories, and the labels.
 
-    Columns are the statistics, surface, hour, user and video ids (as rows) and every single-valued
-    feature; the labels are ``LABELS_OF_ROW``.
+    Columns are those of ``more`` (names, and what makes ``[B, names]`` of a batch), the statistics, surface,
+    hour, user and video ids (as rows) and every single-valued feature; the labels are ``LABELS_OF_ROW``.
     """
+    first_names, first_columns = more or ((), lambda batch: np.zeros((batch.examples, 0)))
     loader = loading(
         prepared, features, split=split, batch_size=8192, seed=0, train_days=train_days, shuffle=False
     )
@@ -62,17 +65,15 @@ def tabulate(
                 column = np.zeros(batch.examples, np.int64)
                 column[np.diff(offsets) > 0] = values
                 categories.append(column)
-        blocks.append(
-            np.concatenate(
-                [batch.user_statistics_BF, batch.candidate_statistics_BG, np.stack(categories, 1)], axis=1
-            ).astype(np.float32)
-        )
+        statistics = (first_columns(batch), batch.user_statistics_BF, batch.candidate_statistics_BG)
+        block = np.concatenate([*statistics, np.stack(categories, 1)], axis=1)
+        blocks.append(block.astype(np.float32))
         labels.append((batch.true_B, batch.known_B, batch.watch_ms_B, batch.requests.user_row, batch.video_B))
     names = [
-        *spec.user_names, *spec.candidate_names, "surface", "hour", "video_row",
+        *first_names, *spec.user_names, *spec.candidate_names, "surface", "hour", "video_row",
         *single["user"], *single["video"],
     ]  # fmt: skip
-    first = len(spec.user_names) + len(spec.candidate_names)
+    first = len(first_names) + len(spec.user_names) + len(spec.candidate_names)
     parts = [np.concatenate(part) for part in zip(*labels, strict=True)]
     columns = dict(zip(LABELS_OF_ROW, parts, strict=True))
     return np.concatenate(blocks), names, list(range(first, len(names))), columns

@@ -123,7 +123,7 @@ class RunLog:
         done += examples
         self._mark = (since, done)
         rate = f"{done / max(time.monotonic() - since, 1e-9):,.0f} examples/s"
-        note = f"loss {loss:.4f}  {minutes_left:.0f} min left"
+        note = f"loss {loss:.4f}  at most {minutes_left:.0f} min left"
         self.bar.update(self.task, advance=examples, rate=rate, note=note)
         if self.bar.disable and time.monotonic() - self._spoken > 30:
             self._spoken = time.monotonic()
