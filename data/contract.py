@@ -47,7 +47,9 @@ def check_types(dataset: Dataset) -> None:
     Cheap: reads no data. Raises :class:`ContractError`.
     """
     if not dataset.has("events"):
-        raise ContractError(f"{dataset.path}: no events/ and no events.parquet; every dataset needs its log")
+        raise ContractError(
+            f"{dataset.path}: no events/ and no events.parquet; every dataset needs its log, as Parquet"
+        )
     seen: dict[str, tuple[str, File]] = {}
     for table, columns in TABLES.items():
         if not dataset.has(table):

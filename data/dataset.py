@@ -116,6 +116,9 @@ def read_info(path: Folder) -> DatasetInfo:
     """Parse ``dataset.json`` under ``path``; refuse an unknown schema version or key."""
     if not (path.files if isinstance(path, RemoteFolder) else path.is_dir()):
         raise ContractError(f"dataset={path}: no such directory; make one with shopreel import or simulate")
+    if not isinstance(path, RemoteFolder) and not (path / "dataset.json").exists():
+        example = '{"schema_version": 1, "name": "ours", "source": "the app\'s log", "licence": "internal"}'
+        raise ContractError(f"{path}/dataset.json: no such file; write it, such as {example}")
     raw = read_json(path / "dataset.json")
     if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
         raise ContractError(f"{path}/dataset.json: schema_version must be {SCHEMA_VERSION}; import again")

@@ -14,6 +14,8 @@ I64 = npt.NDArray[np.int64]
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 _NOT_A_WORD = r"[^\p{L}\p{M}\p{N}]+"
 _TEXTS_AT_ONCE = 50_000
+#: Words of a text that are read: a transcript in the place of a title shall not be most of the work.
+WORDS = 1000
 
 
 def normalise(text: pa.Array) -> pa.Array:
@@ -26,7 +28,8 @@ def normalise(text: pa.Array) -> pa.Array:
 def ngram_hashes(text: pa.Array, salt: int) -> tuple[npt.NDArray[np.uint64], I64]:
     """Hashes of all words, then of all pairs of neighbours, text by text, and offsets int64[n + 1].
 
-    An empty or null text has none. ``"red shoe"`` gives the hashes of ``red``, ``shoe``, ``red shoe``.
+    Of a text the first ``WORDS`` words. An empty or null text has none. ``"red shoe"`` gives the hashes of
+    ``red``, ``shoe``, ``red shoe``.
     """
     hashes, lengths = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     for begin in range(0, len(text), _TEXTS_AT_ONCE):
@@ -44,6 +47,8 @@ def _ngrams(text: pa.Array, salt: int) -> tuple[npt.NDArray[np.uint64], I64]:
     end = np.sort(np.concatenate([space, offsets[filled + 1]]))
     start = np.sort(np.concatenate([space + 1, offsets[filled]]))
     owner = np.searchsorted(offsets, start, side="right") - 1
+    kept = np.arange(len(owner)) - np.searchsorted(owner, owner) < WORDS
+    start, end, owner = start[kept], end[kept], owner[kept]
     paired = np.flatnonzero(owner[1:] == owner[:-1])
     starts = np.concatenate([start, start[paired]])
     ends = np.concatenate([end, end[paired + 1]])

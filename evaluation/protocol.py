@@ -82,7 +82,8 @@ def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth) ->
     elif covered and hits.requests_of_tied_scores > covered // 10:
         warn(f"{name}: scores tie in {hits.requests_of_tied_scores:,} requests; the rank column decided")
     ranked_truth = len(hits.truth_H) / max(int((hits.depth_R[truth.request_T] > 0).sum()), 1)
-    small_catalogue = _number(protocol.facts.get("catalogue_size")) <= depth
+    # what a user has seen is left out of whole lists too, in a small catalogue much of it
+    small_catalogue = _number(protocol.facts.get("catalogue_size")) <= 2 * depth
     if covered and 1 < depth <= SAMPLED_DEPTH and ranked_truth > 0.999 and not small_catalogue:
         warn(
             f"{name}: every right video stands in its list of {depth}; negatives look sampled, and sampled "

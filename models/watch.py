@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 I64 = npt.NDArray[np.int64]
+#: A watch counts in a mean as at most so many times the last bound between bins of its group.
+LONGEST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class WatchBins:
     """``duration_ms`` [G − 2] bounds between the groups 1 … G − 1 of known duration; group 0 is unknown.
 
-    ``edge_ms`` [G, Q − 1] bounds between bins, ascending; ``mean_ms`` [G, Q] mean watch of each bin.
+    ``edge_ms`` [G, Q − 1] bounds between bins, ascending; ``mean_ms`` [G, Q] mean watch of each bin, of
+    the last one with watches up to ``LONGEST`` times its bound.
     """
 
     duration_ms: npt.NDArray[np.float64]
@@ -36,7 +39,9 @@ class WatchBins:
             watch = watch_ms[place == group] if (place == group).sum() >= bins else watch_ms
             edge = np.quantile(watch, np.arange(1, bins) / bins)
             number = np.searchsorted(edge, watch, side="left")
-            total = np.bincount(number, watch, bins)
+            # a clock that ran all night would otherwise be most of the mean
+            bounded = np.minimum(watch, LONGEST * edge[-1]) if edge[-1] > 0 else watch
+            total = np.bincount(number, bounded, bins)
             count = np.bincount(number, minlength=bins)
             # an empty bin (ties) stands at its own bound
             bound = np.append(edge, edge[-1])

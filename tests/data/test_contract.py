@@ -168,6 +168,12 @@ def test_no_log_is_refused(tmp_path: Path) -> None:
     assert "no events/ and no events.parquet" in refusal(folder)
 
 
+def test_without_a_description_the_mend_shows_one(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "dataset.json").unlink()
+    assert '/dataset.json: no such file; write it, such as {"schema_version": 1, "name"' in refusal(folder)
+
+
 def test_two_logs_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "events").mkdir()

@@ -15,7 +15,7 @@ from data.errors import ContractError
 from data.feature_building import BuiltFeatures, FeatureSettings, build_spec
 from data.features import DenseFeature, EncodedTable, Encoder, FeatureSpec, Side, concat, feature_name
 from data.hashing import hash_ids
-from data.ngrams import ngram_hashes, normalise
+from data.ngrams import WORDS, ngram_hashes, normalise
 
 SETTINGS = FeatureSettings(
     max_id_rows=1000,
@@ -292,6 +292,14 @@ def test_a_damaged_table_is_refused_by_name(encoded: EncodedTable, tmp_path: Pat
         file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ContractError, match=r"t\.safetensors"):
         EncodedTable.load(file)
+
+
+def test_of_a_long_text_the_first_words_are_read():
+    texts = pa.array(["short one", "red " * WORDS + "never read", None, "blue"])
+    hashes, offsets = ngram_hashes(texts, 5)
+    assert np.diff(offsets).tolist() == [3, 2 * WORDS - 1, 0, 1]
+    expected, _ = ngram_hashes(pa.array(["red red"]), 5)
+    assert set(hashes[3:-1].tolist()) == set(expected.tolist())
 
 
 def test_words_of_any_script():

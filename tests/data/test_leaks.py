@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from data import leaks
 from data.encoding import encode
 from data.feature_building import FeatureSettings, build_spec
 from data.features import Side
@@ -70,6 +71,16 @@ def test_a_column_computed_from_outcomes_is_found(column):
     assert leak.table == "videos"
     assert leak.label == "click"
     assert leak.auc > 0.99
+
+
+def test_long_lists_are_looked_at_for_fewer_impressions(monkeypatch):
+    lists = [["yes", *"abcdefgh"] if value else ["no", *"abcdefgh"] for value in DECIDED]
+    looked: list[int] = []
+    take = leaks.take_bags
+    monkeypatch.setattr(leaks, "take_bags", lambda bag, rows: looked.append(len(rows)) or take(bag, rows))
+    monkeypatch.setattr(leaks, "MOST_VALUES", 9000)
+    assert world(DECIDED, tags=lists)["tags"].auc > 0.99
+    assert max(looked) <= 1000
 
 
 def test_no_verdict_without_both_outcomes():

@@ -139,6 +139,10 @@ def test_sampled_negatives_are_noticed(tmp_path: Path, capsys: pytest.CaptureFix
     run = write(run_table(lists), tmp_path / "run.parquet")
     assert main(["evaluate", f"run={run}", f"truth={truth}", "replicates=100"]) == 0
     assert "negatives look sampled" in " ".join(capsys.readouterr().out.split())
+    # the rest of a small catalogue, of which each user has seen some, is no sample
+    (tmp_path / "protocol.json").write_text('{"catalogue_size": 150}')
+    assert main(["evaluate", f"run={run}", f"truth={truth}", "replicates=100"]) == 0
+    assert "negatives look sampled" not in " ".join(capsys.readouterr().out.split())
 
 
 class FakeMlflow:

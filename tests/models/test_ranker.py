@@ -113,6 +113,18 @@ def test_order_value_recovers_a_lognormal_and_ignores_what_was_not_bought():
     assert float(order_value_loss(torch.ones(3, 2), torch.tensor([-1.0, 0.0, -1.0]))) == 0.0
 
 
+def test_a_few_watches_without_end_are_not_most_of_the_mean():
+    generator = np.random.default_rng(0)
+    watch = generator.exponential(20_000, 5000).astype(np.int64)
+    broken = watch.copy()
+    broken[::1000] = 2**31 - 1
+    unknown = np.full(5000, -1)
+    clean, spoilt = (WatchBins.fit(unknown, each, groups=4, bins=20).mean_ms[0] for each in (watch, broken))
+    assert clean[-1] == pytest.approx(watch[watch > np.quantile(watch, 0.95)].mean())
+    np.testing.assert_allclose(spoilt[:-1], clean[:-1], rtol=0.05)
+    assert spoilt[-1] < 1.25 * clean[-1]
+
+
 def test_watch_quantiles_are_of_videos_of_like_duration():
     generator = np.random.default_rng(0)
     duration = generator.choice([10_000, 100_000], 8000)
