@@ -91,6 +91,12 @@ def without_mean() -> None:
     built_without(HistoryEncoder, "bag_out")
 
 
+def without_outcomes() -> None:
+    """The history does not say what the user did with a video."""
+    built_without(HistoryEncoder, "outcome_in", "watch")
+    built_without(HistoryEncoder, "taste", by=None)
+
+
 def without_refining() -> None:
     """A video's vector is the sum of its features."""
     build = TwoTower.__init__
@@ -186,9 +192,15 @@ PIECES = {
     "three_blocks": Piece(title="three blocks", keys=("model.layers=3",)),
     "attention": Piece(title="no attention: the last step and the mean", keys=("model.layers=0",)),
     "mean": Piece(title="no mean of the history", patch=without_mean),
+    "taste": Piece(
+        title="no taste path",
+        patch=lambda: built_without(HistoryEncoder, "taste", by=None),
+        has=retrieval.outcomes_differ,
+    ),
     "outcomes": Piece(
-        title="steps without outcome and watch time",
-        patch=lambda: built_without(HistoryEncoder, "outcome_in", "watch"),
+        title="a history without outcomes and watch time",
+        patch=without_outcomes,
+        has=retrieval.outcomes_differ,
     ),
     "surface": Piece(
         title="steps without surface",
@@ -240,6 +252,11 @@ PIECES = {
         title="impressions without a label as no targets",
         keys=("model.target.impression=0",),
         has=lambda prepared: len(prepared.manifest["tasks"]) > 1,
+    ),
+    "ignored": Piece(
+        title="nothing learnt from what was ignored",
+        patch=lambda: built_without(TwoTower, "ignored_bias", by=None),
+        has=retrieval.outcomes_differ,
     ),
     "average": Piece(title="the last weights instead of their average", keys=("model.average=0",)),
     "plateau": Piece(title="the rate is never lowered", keys=("model.plateau_factor=1",)),
