@@ -101,6 +101,8 @@ def ignored_loss(
     teaches what gets shown and liked, which is mostly a matter of what gets shown; this, what is liked of
     what was shown.
     """
+    if low_precision(user_QD.device):
+        user_QD, video_CD = user_QD.float(), video_CD.float()
     user_PD, video_PD = user_QD[targets.query_P], video_CD[targets.video_P]
     if moving is not None:
         bounds = targets.offsets[moving.bounds].tolist()
