@@ -96,7 +96,9 @@ class TwoTower(nn.Module):
         self.user_out = nn.Linear(dim, dim)
         self.ordered = shape.use_position
         self.trend_out = nn.Linear(dim, shape.trend) if shape.trend else None
+        self.trend_shift_K: Tensor
         if self.trend_out is not None:
+            self.register_buffer("trend_shift_K", torch.zeros(shape.trend))
             # everybody starts as a follower of what is shown, half-lives alike
             nn.init.zeros_(self.trend_out.weight)
             nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
@@ -116,10 +118,17 @@ class TwoTower(nn.Module):
     def encode_users(
         self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch, time_ms_B: Tensor
     ) -> Tensor:
-        """User vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``."""
+        """User vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``.
+
+        The trend's weights are those of training, shifted by what validation says of them
+        (``training.trend_shift``).
+        """
         states_BSD = self.encode_states(steps, video_ND, user_features)
         row = torch.arange(states_BSD.shape[0], device=states_BSD.device)
-        return self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
+        user_BX = self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
+        if self.trend_out is None:
+            return user_BX
+        return torch.cat([user_BX[:, : self.shape.dim], user_BX[:, self.shape.dim :] + self.trend_shift_K], 1)
 
     def encode_states(self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch) -> Tensor:
         """States ``[B, S + 1, D]``: position h knows the user and the first h steps."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from data.atomic import read_json, staged_directory
@@ -33,6 +34,7 @@ from training.progress import Log
 from training.retrieval import RetrievalObjective, build_loader, max_steps_of, recipe_for, shape_of
 from training.retrieval_validation import HeldVectors, held_vectors
 from training.run_directory import fingerprint_of, open_log, open_run, write_run
+from training.trend_shift import trend_shift
 from training.validation import HeldOut, gain_mask, held_out
 
 #: Share of the time after which selecting ends, where refitting is to follow.
@@ -72,6 +74,8 @@ class TwoTowerTraining:
         model = self.model = TwoTower(self.shape, tables=tables)
         stage = self.stage = Stage(loader, self._objective(splits=1))
         trend = stage.objective.trend
+        #: Columns of final vectors that hold the trend.
+        self.trend = slice(self.shape.dim, self.shape.dim + self.shape.trend)
         self.trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
         task = Task(
             model,
@@ -95,7 +99,7 @@ class TwoTowerTraining:
             placement=self.placement,
             before_step=admission.see,
             loader=loader,
-            validate=lambda: self._vectors().metrics(recipe.validation.k, ranks),
+            validate=self._validate,
             metric=self.metric,
             keep_best=self._keep,
             checkpoints=self.out / "checkpoints",
@@ -126,7 +130,9 @@ class TwoTowerTraining:
                 self._load("best")
             choice = self._weigh(selected, log)
             if refits:
+                chosen_K = self._trend_weights()
                 last = self._refit(selected, refitted is not None, log)
+                self._restore_trend(chosen_K)
             if self.goes_on:
                 self._keep_with(choice)
         last = replace(last, best_metric=choice.metrics[self.metric])
@@ -136,6 +142,18 @@ class TwoTowerTraining:
                 splits=self._splits, co_engagement={"rank": choice.rank, "share": choice.share},
             )  # fmt: skip
         self._say_closing(f"done ({selected.stopped})", last)
+
+    def _validate(self) -> dict[str, float]:
+        """Metrics of the held-out requests, with the trend's weights as they fit them best."""
+        k, trend = self.recipe.validation.k, self.trend
+        if self.trend_NK is None:
+            return self._vectors().metrics(k, self.ranks)
+        self._shift_trend(np.zeros(self.shape.trend))
+        vectors = self._vectors()
+        shift_K = trend_shift(vectors, trend, float(self.model.temperature.detach()), self.ranks)
+        self._shift_trend(shift_K)
+        vectors.user_BD[:, trend] += shift_K.astype(np.float32)
+        return vectors.metrics(k, self.ranks)
 
     def _weigh(self, selected: Progress, log: Log) -> Choice:
         """How much co-engagement is to count beside the best model; nothing where it is not wanted."""
@@ -163,6 +181,26 @@ class TwoTowerTraining:
         # before the model is: a record that says too much spoils no test
         ranks.on_lead(lambda: write_run(self.out, self.config, self.prepared, self.fingerprint, splits=2))
         return go_on(parts, self.refitting, refitted, log)
+
+    def _restore_trend(self, chosen_K: np.ndarray) -> None:
+        """Give the trend the mean weights that validation had found best: refitting takes them away."""
+        if self.trend_NK is not None:
+            self._shift_trend(np.zeros(self.shape.trend))
+            self._shift_trend(chosen_K - self._trend_weights())
+
+    def _trend_weights(self) -> np.ndarray:
+        """Mean weights ``[K]`` of the held-out requests for the trend. Collective."""
+        if self.trend_NK is None:
+            return np.zeros(0)
+        with self.placement.optimizers.averaged():
+            own_UK = self._vectors().user_BD[:, self.trend].astype(np.float64)
+        total = np.array(self.ranks.sum([*own_UK.sum(axis=0), len(own_UK)]))
+        weights_K: np.ndarray = total[:-1] / max(total[-1], 1.0)
+        return weights_K
+
+    def _shift_trend(self, shift_K: np.ndarray) -> None:
+        with torch.no_grad():
+            self.model.trend_shift_K.copy_(torch.from_numpy(shift_K))
 
     @property
     def _splits(self) -> int:

@@ -7,9 +7,10 @@ import torch
 from data.compose import compose
 from data.prepared import Prepared
 from data.trend import training_trend
+from models.portable import load_two_tower
 from models.two_tower import TwoTower
 from tests.data.logs import DAY_MS, at, prepare, write_dataset
-from tests.training.running import SMALL
+from tests.training.running import SMALL, train
 from training.config import TrainConfig
 from training.retrieval import RetrievalObjective, build_loader, shape_of
 from training.retrieval_validation import held_vectors
@@ -101,3 +102,17 @@ def test_the_trend_is_folded_into_the_inner_product(fashions: Prepared):
     user_PD, dim = seen["user"].detach(), model.shape.dim
     weights = model.trend_out.bias.detach() * model.temperature.detach()
     np.testing.assert_allclose(user_PD[:, dim:], weights.expand(len(user_PD), -1), rtol=1e-5)
+
+
+def test_refitting_keeps_the_trend_weights_that_validation_chose(fashions: Prepared, tmp_path):
+    """On the mean over validation's requests, of which the ids of a refitted model know the answers."""
+    held = held_out(fashions, 1, gain_mask(fashions, "click"), 1000, 16)
+    trend_NK, means = training_trend(fashions).at(0, np.arange(len(fashions.catalogue))), []
+    for refit in (0, 2):
+        words = [f"model.refit_epochs={refit}", "model.max_epochs=2", f"out={tmp_path / str(refit)}"]
+        assert train(f"prepared={fashions.path}", *words) == 0
+        model = load_two_tower(tmp_path / str(refit) / "model")
+        assert model.trend_shift_K.abs().max() > 1e-3
+        vectors = held_vectors(model, fashions, held, trend_NK)
+        means.append(vectors.user_BD[:, model.shape.dim :][:, : model.shape.trend].mean(axis=0))
+    np.testing.assert_allclose(means[0], means[1], atol=1e-3)
