@@ -59,6 +59,11 @@ def describe_run(protocol: Protocol, name: str, run: ScoredRun, truth: Truth) ->
     hits, path = run.hits, run.source.path
     covered = int((hits.depth_R > 0).sum())
     requests = len(hits.depth_R)
+    if not covered and hits.requests_outside_truth:
+        raise ContractError(
+            f"run={path}: none of its {hits.requests_outside_truth:,} requests is in the truth; give the "
+            "truth of the same requests, under the same ids"
+        )
     depth = int(np.median(hits.depth_R[hits.depth_R > 0])) if covered else 0
     protocol.facts.setdefault("runs", {})[name] = {
         "path": path,

@@ -132,6 +132,13 @@ def test_two_predictions_tables_are_compared(tmp_path: Path) -> None:
     assert main([*beside, "fail_under='auc/click>=0.65, ne/click<1'"]) == 0
 
 
+def test_a_run_of_other_requests_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = write(truth_table({"r1": {1: 1.0}}), tmp_path / "truth.parquet")
+    run = write(run_table({"user-1": [1, 2]}), tmp_path / "run.parquet")
+    assert main(["evaluate", f"run={run}", f"truth={truth}", "replicates=100"]) == 2
+    assert f"run={run}: none of its 1 requests is in the truth" in capsys.readouterr().err
+
+
 def test_sampled_negatives_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gains = {f"r{r}": {r: 1.0} for r in range(40)}
     lists = {f"r{r}": [r, *range(1000 + r, 1099 + r)] for r in range(40)}
