@@ -74,7 +74,7 @@ def write_log(dataset: Path, rows: int, videos: int) -> None:
         dataset / "videos.parquet",
     )
     info = {
-        "schema_version": 1, "name": "synthetic", "source": "benchmark", "licence": "none", "notes": "",
+        "schema_version": 1, "name": "synthetic", "source": "benchmark", "licence": "none", "notes": [],
         "time_zone": "UTC", "tasks": list(LABELS),
     }  # fmt: skip
     (dataset / "dataset.json").write_text(json.dumps(info))
