@@ -32,8 +32,9 @@ class Batch:
     """One training step. History videos and targets index ``video_rows`` (catalogue rows, ``[V]``).
 
     Query q stands in window ``query_window_Q[q]`` after ``query_position_Q[q]`` steps, and owns the targets
-    ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next. ``target_outcome_P`` is
-    ``TargetWeights.outcome``, all -1 in a log in which nobody is known to have ignored anything.
+    ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next. ``target_contrast_P`` is
+    the weight of a target that was engaged with, less than 0 for one that is known to have been ignored, and
+    0 for any other; all 0 in a log in which nobody is known to have ignored anything.
 
     ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
     loader's ``population``. Padding steps carry index 0. ``epoch`` counts passes over the log.
@@ -53,7 +54,7 @@ class Batch:
     target_offsets: np.ndarray
     target_video_P: np.ndarray
     target_weight_P: np.ndarray
-    target_outcome_P: np.ndarray
+    target_contrast_P: np.ndarray
     video_rows: np.ndarray
     log_correction: np.ndarray | None
     epoch: int = 0
@@ -83,7 +84,9 @@ class SequenceLoader:
 
     ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes every video that
     training ever showed as candidate (full softmax), else that many uniform negatives among them beside
-    the batch's own next videos. ``splits`` is 1 for training, 2 for training and validation together.
+    the batch's own next videos. An impression that is known to have been ignored is no positive; with
+    ``ignored`` it is a query and target of weight 0, for its contrast. ``splits`` is 1 for training, 2 for
+    training and validation together.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class SequenceLoader:
         n_uniform: int | None,
         seed: int,
         splits: int = 1,
+        ignored: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -108,8 +112,9 @@ class SequenceLoader:
         self.position = LoaderPosition()
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
         self.splits = splits
-        #: Whether some impression is known to have been ignored.
-        self.has_ignored = False
+        self.ignored = ignored
+        #: What an ignored impression weighs: all of them at most as much as all that were engaged with.
+        self.ignored_weight = 0.0
         self.queries_total, positive_weight, shown_count = self._count()
         shown = np.flatnonzero(shown_count)
         #: What full softmax ranks: the unknown row, then every video that training ever showed.
@@ -142,13 +147,15 @@ class SequenceLoader:
         """
         rows = len(self.prepared.catalogue)
         total, per_video, shown = 0, np.zeros(rows, np.float64), np.zeros(rows, np.int64)
+        engaged_weight, ignored = 0.0, 0
         for shard in self.prepared.shards:
             sequences = Sequences.read(shard)
             video = sequences.examples["example_video"]
             trained = sequences.examples["example_split"] < self.splits
             shown += np.bincount(video[trained], minlength=rows)
-            keep, _ = self._positives(sequences)
-            self.has_ignored |= bool((self._outcome(sequences, keep) == 0).any())
+            keep, weight, outcome = self._targets(sequences)
+            engaged_weight += float(weight[outcome == 1].sum())
+            ignored += int((outcome == 0).sum())
             often = np.ones(len(keep))
             if not self.ordered:
                 row = sequences.example_rows()[keep]
@@ -156,6 +163,8 @@ class SequenceLoader:
                 often = (np.minimum(size, SET_QUERIES) / np.maximum(size, 1))[row]
             total += round(often.sum())
             per_video += np.bincount(video[keep], often, rows)
+        self.ignored_weight = min(engaged_weight / max(ignored, 1), 1.0)
+        self._has_ignored = ignored > 0
         if total == 0:
             names = ", ".join(sorted(self.weights.labels)) or "none"
             raise ValueError(
@@ -164,31 +173,38 @@ class SequenceLoader:
             )
         return total, per_video, shown
 
-    def _positives(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    def _targets(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Examples that are targets, their weight as positives, and ``TargetWeights.outcome``."""
         examples = sequences.examples
         weight = self.weights.of(examples["example_true"])
+        outcome = self.weights.outcome(examples["example_true"], examples["example_known"])
+        weight[outcome == 0] = 0.0
+        wanted = (weight > 0) | ((outcome == 0) & self.ignored)
         keep = np.flatnonzero(
-            (examples["example_split"] < self.splits) & (weight > 0) & (examples["example_video"] > 0)
+            wanted & (examples["example_split"] < self.splits) & (examples["example_video"] > 0)
         )
-        return keep, weight[keep]
+        return keep, weight[keep], outcome[keep]
 
-    def _outcome(self, sequences: Sequences, keep: np.ndarray) -> np.ndarray:
-        examples = sequences.examples
-        return self.weights.outcome(examples["example_true"][keep], examples["example_known"][keep])
+    def _contrast(self, weight: np.ndarray, outcome: np.ndarray) -> np.ndarray:
+        """See ``Batch.target_contrast_P``."""
+        if not self._has_ignored:
+            return np.zeros(len(weight), np.float32)
+        ignored = np.where(outcome == 0, -self.ignored_weight, 0.0)
+        return np.where(outcome == 1, weight, ignored).astype(np.float32)
 
     def _windows(self, shard: int, generator: np.random.Generator) -> tuple[Sequences, Windows]:
         if self._cached is None or self._cached[0] != shard:
             self._cached = (shard, Sequences.read(self.prepared.shards[shard]))
         sequences = self._cached[1]
-        keep, weight = self._positives(sequences)
+        keep, weight, outcome = self._targets(sequences)
+        contrast = self._contrast(weight, outcome)
         time_ms = sequences.examples["example_time_ms"][keep].astype(np.int64)
-        outcome = self._outcome(sequences, keep) if self.has_ignored else np.full(len(keep), -1, np.int8)
         row = sequences.example_rows()[keep]
         known = sequences.examples["example_history_end"][keep].astype(np.int64)
         if not self.ordered:
             sequences, known = _shuffled(sequences, keep, row, generator)
         video = sequences.examples["example_video"][keep].astype(np.int64)
-        windows = cut_windows(sequences, row, known, video, weight, time_ms, outcome, self.max_steps)
+        windows = cut_windows(sequences, row, known, video, weight, time_ms, contrast, self.max_steps)
         return sequences, windows
 
     def _groups(self, windows: Windows, generator: np.random.Generator) -> list[np.ndarray]:
@@ -246,7 +262,7 @@ class SequenceLoader:
             target_offsets=offsets,
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0) * share_P,
-            target_outcome_P=windows.outcome[targets],
+            target_contrast_P=windows.contrast[targets] * (0.0 if idle else 1.0) * share_P,
             video_rows=self.population,
             log_correction=None,
         )

@@ -73,7 +73,7 @@ class Windows:
 
     ``start``/``end`` are positions in the flat step arrays; window w owns targets
     ``target_offsets[w]:target_offsets[w + 1]``, each with a ``position`` (steps of the window known
-    before it: 0 = none), a catalogue row, a weight, the time at which it was shown, and what came of it.
+    before it: 0 = none), a catalogue row, a weight, the time at which it was shown, and a contrast.
     """
 
     row: np.ndarray
@@ -84,7 +84,7 @@ class Windows:
     video: np.ndarray
     weight: np.ndarray
     time_ms: np.ndarray
-    outcome: np.ndarray
+    contrast: np.ndarray
 
     @property
     def length(self) -> np.ndarray:
@@ -100,7 +100,7 @@ def cut_windows(
     video: np.ndarray,
     weight: np.ndarray,
     time_ms: np.ndarray,
-    outcome: np.ndarray,
+    contrast: np.ndarray,
     max_steps: int,
 ) -> Windows:
     """Cut windows for M targets, each given by its user row and the number of steps known before it.
@@ -112,7 +112,7 @@ def cut_windows(
     piece = np.maximum(-(-(known - max_steps) // stride), 0)
     order = np.lexsort((known, piece, row))
     row, known, video, weight, piece = row[order], known[order], video[order], weight[order], piece[order]
-    time_ms, outcome = time_ms[order], outcome[order]
+    time_ms, contrast = time_ms[order], contrast[order]
     fresh = np.ones(len(row), bool)
     fresh[1:] = (row[1:] != row[:-1]) | (piece[1:] != piece[:-1])
     first = np.flatnonzero(fresh)
@@ -122,5 +122,5 @@ def cut_windows(
     begin = piece[first] * stride
     position = known - np.repeat(begin, np.diff(offsets))
     return Windows(
-        row[first], base + begin, base + last_known, offsets, position, video, weight, time_ms, outcome
+        row[first], base + begin, base + last_known, offsets, position, video, weight, time_ms, contrast
     )

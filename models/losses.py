@@ -88,18 +88,18 @@ def ignored_loss(
     user_QD: Tensor,
     video_CD: Tensor,
     targets: Targets,
-    outcome_P: Tensor,
+    contrast_P: Tensor,
     temperature: Tensor,
     bias: Tensor,
     moving: Moving | None = None,
 ) -> Tensor:
     """Weighted log loss of telling the targets that were engaged with from those that were shown and ignored.
 
-    ``outcome_P`` is 1 for engaged (which weighs ``weight_P``), 0 for ignored (which weighs 1, but 0 where
-    ``weight_P`` is), -1 for unknown, which takes no part; log-odds are the scores of :func:`softmax_loss`
-    plus ``bias``. The sum is divided by ``Σ weight``, as there, so that the two may be added up. The softmax
-    teaches what gets shown and liked, which is mostly a matter of what gets shown; this, what is liked of
-    what was shown.
+    ``contrast_P`` is the weight of a target that was engaged with, the negative of the weight of one that
+    was ignored, and 0 for one that takes no part; log-odds are the scores of :func:`softmax_loss` plus
+    ``bias``. The sum is divided by ``Σ weight_P``, as there, so that the two may be added up; without
+    positives it is 0. The softmax teaches what gets shown and liked, which is mostly a matter of what gets
+    shown; this, what is liked of what was shown.
     """
     if low_precision(user_QD.device):
         user_QD, video_CD = user_QD.float(), video_CD.float()
@@ -112,12 +112,10 @@ def ignored_loss(
         ]
         video_PD = torch.cat([video_PD, torch.cat(parts)], dim=1)
     log_odds_P = (user_PD * video_PD).sum(1) / temperature + bias
-    weight_P = targets.weight_P.to(log_odds_P.dtype)
-    part_P = torch.where(outcome_P == 1, weight_P, ((outcome_P == 0) & (weight_P > 0)).to(weight_P.dtype))
-    loss_P = F.binary_cross_entropy_with_logits(
-        log_odds_P, (outcome_P == 1).to(weight_P.dtype), reduction="none"
-    )
-    return (loss_P * part_P).sum() / weight_P.sum().clamp_min(1e-12)
+    engaged_P = (contrast_P > 0).to(log_odds_P.dtype)
+    loss_P = F.binary_cross_entropy_with_logits(log_odds_P, engaged_P, reduction="none")
+    total = targets.weight_P.sum().to(log_odds_P.dtype)
+    return (loss_P * contrast_P.abs()).sum() * torch.where(total > 0, 1 / total, 0.0)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

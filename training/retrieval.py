@@ -90,6 +90,7 @@ def build_loader(
         n_uniform=None if whole else config.uniform_negatives,
         seed=seed,
         splits=splits,
+        ignored=config.ignored_weight > 0,
         rank=rank,
         world=world,
     )
@@ -163,9 +164,9 @@ class RetrievalObjective:
         loss = softmax_loss(user_QD, video_VD, targets, model.temperature, correction_V, moving)
         if model.ignored_bias is None:
             return loss
-        outcome_P = self._tensor(batch.target_outcome_P)
+        contrast_P = self._tensor(batch.target_contrast_P)
         apart = ignored_loss(
-            user_QD, video_VD, targets, outcome_P, model.temperature, model.ignored_bias, moving
+            user_QD, video_VD, targets, contrast_P, model.temperature, model.ignored_bias, moving
         )
         return loss + self.ignored * apart
 
@@ -220,7 +221,7 @@ def by_day(batch: Batch, day_Q: np.ndarray, trend: Trend) -> Batch:
         target_offsets=np.concatenate([[0], np.cumsum(count)]),
         target_video_P=batch.target_video_P[targets],
         target_weight_P=batch.target_weight_P[targets] * out_P,
-        target_outcome_P=batch.target_outcome_P[targets],
+        target_contrast_P=batch.target_contrast_P[targets] * out_P,
     )
 
 

@@ -203,17 +203,32 @@ def test_outcomes_of_targets_are_engaged_ignored_or_unknown():
     assert clicks.outcome(true, known).tolist() == [1, 0, -1, -1, -1]
 
 
-def test_ignored_impressions_are_told_where_they_are_targets(tmp_path):
+def test_an_ignored_impression_is_no_positive_but_a_contrast(tmp_path):
     prepared, truth = make_world(tmp_path)
-    engaged = sum(1 for _ in truth)
-    outcomes = np.concatenate([batch.target_outcome_P for batch in loader_of(prepared).epoch()])
-    assert outcomes.tolist() == [-1] * engaged  # only engagements are targets: there is no contrast
-    shown = SequenceLoader(
-        prepared, TargetWeights({"click": 1.0, "purchase": 3.0}, 0.1), tokens=120, max_steps=10,
-        n_uniform=None, seed=5,
-    )  # fmt: skip
-    batches = list(shown.epoch())
-    weights = np.concatenate([batch.target_weight_P for batch in batches])
-    outcomes = np.concatenate([batch.target_outcome_P for batch in batches])
-    assert (outcomes == 1).sum() == engaged
-    np.testing.assert_array_equal(outcomes == 0, weights < 0.2)
+    for impression, ignored in ((0.0, False), (0.1, False), (0.0, True), (0.1, True)):
+        loader = SequenceLoader(
+            prepared, replace(WEIGHTS, impression=impression), tokens=120, max_steps=10, n_uniform=None,
+            seed=5, ignored=ignored,
+        )  # fmt: skip
+        batches = list(loader.epoch())
+        weight = np.concatenate([batch.target_weight_P for batch in batches])
+        contrast = np.concatenate([batch.target_contrast_P for batch in batches])
+        assert (weight > 0).sum() == len(truth)  # every label is known here: what was not engaged was ignored
+        np.testing.assert_array_equal(weight == 0, contrast < 0)
+        assert (contrast < 0).any() == ignored
+        if ignored:
+            np.testing.assert_array_equal(contrast[weight > 0], weight[weight > 0])
+            assert contrast[contrast < 0].min() >= -1.0
+            assert -contrast[contrast < 0].sum() <= weight.sum() + 1e-3
+        else:
+            assert not contrast.any()
+
+
+def test_an_impression_of_which_nothing_is_known_counts_as_an_impression(tmp_path):
+    prepared, truth = make_world(tmp_path)
+    weights = TargetWeights({"save": 1.0}, impression=0.1)  # nobody knows whether anybody saved anything
+    loader = SequenceLoader(prepared, weights, tokens=120, max_steps=10, n_uniform=None, seed=5, ignored=True)
+    batches = list(loader.epoch())
+    assert sum(len(batch.target_weight_P) for batch in batches) > len(truth)
+    assert {float(weight) for batch in batches for weight in batch.target_weight_P} == {np.float32(0.1)}
+    assert not any(batch.target_contrast_P.any() for batch in batches)

@@ -218,14 +218,13 @@ def test_history_videos_and_the_unknown_row_are_no_negatives():
 
 def test_ignored_loss_is_weighted_log_loss_of_what_is_known():
     w = world(positives=6)
-    outcome = torch.tensor([1, 0, -1, 1, 0, 0], dtype=torch.int8)
-    w["weight"][5] = 0.0  # a target that was not out by then
+    contrast = torch.tensor([0.7, -0.4, 0.0, 0.2, -0.4, 0.0], dtype=torch.float64)
     targets = Targets.single(w["target"], w["weight"], w["hidden"])
     bias = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    ours = ignored_loss(w["user"], w["video"], targets, outcome, w["temperature"], bias)
+    ours = ignored_loss(w["user"], w["video"], targets, contrast, w["temperature"], bias)
     score = (w["user"] * w["video"][w["target"]]).sum(1) / w["temperature"] + bias
     engaged, ignored = -F.logsigmoid(score), -F.logsigmoid(-score)
-    expected = w["weight"][[0, 3]] @ engaged[[0, 3]] + ignored[1] + ignored[4]
+    expected = 0.7 * engaged[0] + 0.2 * engaged[3] + 0.4 * (ignored[1] + ignored[4])
     torch.testing.assert_close(ours, expected / w["weight"].sum())
     # an engaged video is drawn near, an ignored one pushed off, of the others nothing is learnt
     gradient_ND = torch.autograd.grad(ours, w["user"])[0]
@@ -239,22 +238,27 @@ def test_ignored_loss_adds_what_moves_from_day_to_day():
     w, extra = world(), torch.randn(40, 2, dtype=torch.float64)
     targets = Targets.single(w["target"], w["weight"], w["hidden"])
     days = [torch.randn(30, 2, dtype=torch.float64) for _ in range(2)]
-    outcome, bias = torch.arange(40).remainder(3).sub(1), torch.zeros((), dtype=torch.float64)
+    contrast = torch.randn(40, dtype=torch.float64)
+    bias = torch.zeros((), dtype=torch.float64)
     user = torch.cat([w["user"], extra], dim=1)
-    ours = ignored_loss(user, w["video"], targets, outcome, w["temperature"], bias, Moving([0, 15, 40], days))
+    ours = ignored_loss(
+        user, w["video"], targets, contrast, w["temperature"], bias, Moving([0, 15, 40], days)
+    )
     whole = 0.0
     for day, own in zip(days, (slice(0, 15), slice(15, 40)), strict=True):
         part = Targets.single(w["target"][own], w["weight"][own], w["hidden"][own])
         video = torch.cat([w["video"], day], dim=1)
-        loss = ignored_loss(user[own], video, part, outcome[own], w["temperature"], bias)
+        loss = ignored_loss(user[own], video, part, contrast[own], w["temperature"], bias)
         whole = whole + loss * w["weight"][own].sum()
     torch.testing.assert_close(ours, whole / w["weight"].sum())
 
 
-def test_ignored_loss_without_outcomes_is_nothing():
+@pytest.mark.parametrize(("contrast", "weight"), [(0.0, 1.0), (-1.0, 0.0)])
+def test_ignored_loss_is_nothing_without_outcomes_or_without_positives(contrast, weight):
     w = world()
+    w["weight"][:] = weight
     targets = Targets.single(w["target"], w["weight"], w["hidden"])
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    loss = ignored_loss(w["user"], w["video"], targets, torch.full((40,), -1), w["temperature"], bias)
+    loss = ignored_loss(w["user"], w["video"], targets, torch.full((40,), contrast), w["temperature"], bias)
     assert loss.item() == 0.0
     assert torch.autograd.grad(loss, bias)[0].item() == 0.0
