@@ -113,7 +113,8 @@ class SequenceLoader:
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
         self.splits = splits
         self.ignored = ignored
-        #: What an ignored impression weighs: all of them at most as much as all that were engaged with.
+        #: What an ignored impression weighs: all of them at most as much as all that were engaged with;
+        #: 0 where there is none.
         self.ignored_weight = 0.0
         self.queries_total, positive_weight, shown_count = self._count()
         shown = np.flatnonzero(shown_count)
@@ -163,8 +164,7 @@ class SequenceLoader:
                 often = (np.minimum(size, SET_QUERIES) / np.maximum(size, 1))[row]
             total += round(often.sum())
             per_video += np.bincount(video[keep], often, rows)
-        self.ignored_weight = min(engaged_weight / max(ignored, 1), 1.0)
-        self._has_ignored = ignored > 0
+        self.ignored_weight = min(engaged_weight / ignored, 1.0) if ignored else 0.0
         if total == 0:
             names = ", ".join(sorted(self.weights.labels)) or "none"
             raise ValueError(
@@ -187,7 +187,7 @@ class SequenceLoader:
 
     def _contrast(self, weight: np.ndarray, outcome: np.ndarray) -> np.ndarray:
         """See ``Batch.target_contrast_P``."""
-        if not self._has_ignored:
+        if self.ignored_weight == 0.0:
             return np.zeros(len(weight), np.float32)
         ignored = np.where(outcome == 0, -self.ignored_weight, 0.0)
         return np.where(outcome == 1, weight, ignored).astype(np.float32)

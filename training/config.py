@@ -35,7 +35,7 @@ class TableKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class TargetConfig:
-    """Which impressions retrieval learns from, and how much; see ``data.loader.TargetWeights``."""
+    """Which impressions retrieval learns from, and how much; see ``data.targets.TargetWeights``."""
 
     weights: dict[str, float] = MISSING
     impression: float = MISSING
