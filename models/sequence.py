@@ -72,10 +72,8 @@ class Taste(nn.Module):
     def forward(self, video_ND: Tensor, video_BS: Tensor, outcome_BSL: Tensor) -> Tensor:
         """``[B, S + 1, width]``; zeros before the first step."""
         step_BSD = self.dropout(self.video_in(video_ND)[video_BS]) * self.weight(outcome_BSL)
-        count_S1 = torch.arange(1, video_BS.shape[1] + 1, device=step_BSD.device, dtype=step_BSD.dtype)[
-            :, None
-        ]
-        taste_BSD = self.out(TASTE_SCALE * step_BSD.cumsum(1) / (count_S1 + PRIOR_STEPS))
+        count_S = torch.arange(1, video_BS.shape[1] + 1, device=step_BSD.device, dtype=step_BSD.dtype)
+        taste_BSD = self.out(TASTE_SCALE * step_BSD.cumsum(1) / (count_S[:, None] + PRIOR_STEPS))
         return F.pad(taste_BSD, (0, 0, 1, 0))
 
 
@@ -83,8 +81,8 @@ class HistoryEncoder(nn.Module):
     """Causal encoder over steps; the video matrix it reads is the video tower's own output.
 
     Beside what the blocks make of the last steps, a state has the mean of all steps: what a user always
-    liked need not pass through attention. Where outcomes differ it also has what sets the videos that
-    a user took to apart from those they did not (:class:`Taste`).
+    liked need not pass through attention. Where ``outcomes`` differ it also has what sets the videos
+    that a user took to apart from the others (:class:`Taste`).
     """
 
     def __init__(

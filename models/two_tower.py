@@ -128,7 +128,7 @@ class TwoTower(nn.Module):
         user_BX = self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
         if self.trend_out is None:
             return user_BX
-        return torch.cat([user_BX[:, : self.shape.dim], user_BX[:, self.shape.dim :] + self.trend_shift_K], 1)
+        return user_BX + F.pad(self.trend_shift_K, (self.shape.dim, 0))
 
     def encode_states(self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch) -> Tensor:
         """States ``[B, S + 1, D]``: position h knows the user and the first h steps."""
