@@ -238,7 +238,7 @@ def _rank(as_of: AsOf) -> int:
 def _trend(config: PublishConfig, dataset: Dataset, prepared: Prepared, as_of: AsOf) -> Vectors:
     with open_engine(Engine.duckdb, memory_limit_gb=config.memory_limit_gb) as session:
         split = HeldOutRules.of(prepared.manifest).split
-        return count_trend(session, dataset, prepared.catalogue, split=split, rank=_rank(as_of))
+        return count_trend(session, dataset, prepared, split=split, rank=_rank(as_of))
 
 
 def _popularity(

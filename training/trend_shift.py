@@ -31,9 +31,7 @@ def trend_shift(towers: HeldVectors, trend: slice, temperature: float, ranks: Ra
     held = towers.held.take(np.arange(min(len(towers.held.requests), SAMPLE)))
     trend_NK = towers.video_ND[:, trend].astype(np.float64)
     score_UN = (towers.user_BD[: len(held.requests)] @ towers.video_ND.T) / np.float32(temperature)
-    score_UN[:, 0] = -np.inf
-    for user, seen in enumerate(held.seen):
-        score_UN[user, seen] = -np.inf
+    held.mask(score_UN)
     size = trend_NK.shape[1]
     shift_K = np.zeros(size)
     for _ in range(STEPS):

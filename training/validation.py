@@ -7,7 +7,7 @@ Axes: U users, K cutoff.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,20 +15,33 @@ from data.history import UserHistory, UserRequest
 from data.prepared import Prepared
 from data.schema import LABEL_BIT, LABELS
 from data.sequences import Sequences
+from data.storage import read_parquet
+from data.trend import has_trend
 
 
 @dataclass(slots=True)
 class HeldOut:
-    """Requests with their unseen positives; ``seen`` and ``truth`` hold catalogue rows per user."""
+    """Requests with their unseen positives; ``seen`` and ``truth`` hold catalogue rows per user.
+
+    ``absent``: rows that nobody's list may hold, row 0 among them.
+    """
 
     requests: list[UserRequest]
     seen: list[np.ndarray]
     truth: list[np.ndarray]
+    absent: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def take(self, places: np.ndarray) -> "HeldOut":
         """The requests at ``places``."""
         chosen = places.tolist()
-        return HeldOut(*([getattr(self, name)[i] for i in chosen] for name in self.__dataclass_fields__))
+        parts = ([part[i] for i in chosen] for part in (self.requests, self.seen, self.truth))
+        return HeldOut(*parts, self.absent)
+
+    def mask(self, score_UN: np.ndarray, begin: int = 0) -> None:
+        """Put -inf in place of scores of what the lists of the users from ``begin`` on may not hold."""
+        score_UN[:, self.absent] = -np.inf
+        for score_N, seen in zip(score_UN, self.seen[begin : begin + len(score_UN)], strict=True):
+            score_N[seen] = -np.inf
 
 
 def gain_mask(prepared: Prepared, gain: str) -> int:
@@ -43,14 +56,29 @@ def gain_mask(prepared: Prepared, gain: str) -> int:
 def held_out(prepared: Prepared, split: int, gain: int, max_users: int, max_steps: int) -> HeldOut:
     """One request per user with unseen positives in ``split`` (1 validation, 2 test).
 
-    Shards are in random user order, so the first ``max_users`` are a sample.
+    Shards are in random user order, so the first ``max_users`` are a sample. Where the split cuts the log by
+    days, videos that nobody was shown by its end are absent: most are still to come, none can be right, and
+    a model would be praised for burying what is new.
     """
     result = HeldOut([], [], [])
+    if has_trend(prepared):
+        result.absent = _never_shown(prepared, split)
     for shard in prepared.shards:
         if len(result.requests) >= max_users:
             break
         _collect(Sequences.read(shard), split, gain, max_users, max_steps, result)
     return result
+
+
+def _never_shown(prepared: Prepared, split: int) -> np.ndarray:
+    """Rows without an impression up to the end of ``split``, row 0 among them."""
+    shown_N = np.zeros(len(prepared.catalogue), bool)
+    for shard in prepared.shards:
+        table = read_parquet(shard, ["example_video", "example_split"])
+        video, of_split = (column.combine_chunks().flatten().to_numpy() for column in table.columns)
+        shown_N[video[of_split <= split]] = True
+    shown_N[0] = False
+    return np.flatnonzero(~shown_N)
 
 
 def _collect(
@@ -107,7 +135,7 @@ def rank_metrics(held: HeldOut, user_UD: np.ndarray, video_ND: np.ndarray, k: in
 def rank_scores(
     held: HeldOut, scores: Callable[[int, int], np.ndarray], k: int, batch: int = 512
 ) -> dict[str, float]:
-    """Mean ``ndcg@k``, ``recall@k`` and ``hit@k`` over users, seen videos and row 0 masked.
+    """Mean ``ndcg@k``, ``recall@k`` and ``hit@k`` over users, seen and absent videos masked.
 
     ``scores(begin, end)`` gives float32 ``[end − begin, N + 1]`` for a stretch of requests. Ties rank the
     smaller row first. Without users every metric is 0.
@@ -116,12 +144,9 @@ def rank_scores(
     totals = np.zeros(3)
     for begin in range(0, len(held.requests), batch):
         score_UN = scores(begin, min(begin + batch, len(held.requests)))
-        score_UN[:, 0] = -np.inf
-        for place, user in enumerate(range(begin, min(begin + batch, len(held.requests)))):
-            score_N = score_UN[place]
-            score_N[held.seen[user]] = -np.inf
+        held.mask(score_UN, begin)
+        for score_N, truth in zip(score_UN, held.truth[begin : begin + batch], strict=True):
             gains = np.zeros(k)
-            truth = held.truth[user]
             for row in truth:
                 ahead = np.count_nonzero(score_N > score_N[row]) + np.count_nonzero(
                     score_N[:row] == score_N[row]

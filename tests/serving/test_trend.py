@@ -19,9 +19,10 @@ from tests.serving.test_publish import publish
 
 def counted(published: Published, bundle: Bundle, rank: int) -> np.ndarray:
     dataset = Dataset(published.market, read_info(published.market))
+    prepared = Prepared.open(published.run.parent / "prepared")
     split = HeldOutRules.of(bundle.prepared).split
     with open_engine(Engine.duckdb, memory_limit_gb=0.5) as session:
-        return count_trend(session, dataset, bundle.catalogue, split=split, rank=rank)
+        return count_trend(session, dataset, prepared, split=split, rank=rank)
 
 
 def test_the_log_before_validation_gives_what_training_validated_with(published: Published):

@@ -10,6 +10,7 @@ from data.compose import compose
 from data.history import UserHistory, UserRequest
 from data.schema import LABEL_BIT
 from models.two_tower import TwoTower
+from tests.data.logs import DAY_MS, at, prepare, write_dataset
 from tests.training.running import SMALL
 from tests.training.worlds import checkerboard, taste
 from training.config import TrainConfig
@@ -33,7 +34,8 @@ def brute_force(held: HeldOut, score_UN: np.ndarray, k: int) -> dict[str, float]
     """The definitions, one user and one place at a time."""
     rows = []
     for user, (seen, truth) in enumerate(zip(held.seen, held.truth, strict=True)):
-        left = [row for row in range(1, score_UN.shape[1]) if row not in set(seen.tolist())]
+        hidden = {*seen.tolist(), *held.absent.tolist()}
+        left = [row for row in range(1, score_UN.shape[1]) if row not in hidden]
         ranked = sorted(left, key=lambda row: (-score_UN[user, row], row))[:k]
         gains = [row in set(truth.tolist()) for row in ranked]
         dcg = sum(1 / np.log2(place + 2) for place, hit in enumerate(gains) if hit)
@@ -49,9 +51,10 @@ def test_metrics_equal_brute_force_with_ties(k):
     # few distinct values: many ties
     user_UD, video_ND = (g.integers(-2, 3, (n, dim)).astype(np.float32) for n in (users, videos + 1))
     seen = [g.choice(np.arange(1, videos + 1), g.integers(0, 15), replace=False) for _ in range(users)]
-    rest = [np.setdiff1d(np.arange(1, videos + 1), rows) for rows in seen]
+    absent = np.array([0, 7, 19])
+    rest = [np.setdiff1d(np.arange(1, videos + 1), [*rows, *absent]) for rows in seen]
     truth = [g.choice(rows, g.integers(1, 9), replace=False) for rows in rest]
-    held = HeldOut([request() for _ in range(users)], seen, truth)
+    held = HeldOut([request() for _ in range(users)], seen, truth, absent)
     found = rank_metrics(held, user_UD, video_ND, k)
     assert found == pytest.approx(brute_force(held, user_UD @ video_ND.T, k))
 
@@ -111,6 +114,26 @@ def test_take_keeps_requests_with_their_masks(prepared):
     assert [one.user_row for one in part.requests] == [held.requests[i].user_row for i in (4, 1)]
     assert part.truth == [held.truth[4], held.truth[1]]
     assert part.seen[1] is held.seen[1]
+    assert part.absent is held.absent
+
+
+def test_videos_that_nobody_was_shown_by_the_end_of_the_split_are_absent(tmp_path):
+    shown = [(1, 10, 0), (1, 20, 1), (2, 20, 0), (2, 10, 1), (1, 30, 2), (2, 30, 2)]
+    events = [
+        {"user_id": user, "video_id": video, "event_time": at(day * DAY_MS + 5), "click": True}
+        for user, video, day in shown
+    ]
+    dataset = write_dataset(
+        tmp_path / "log", events, videos=[{"video_id": video} for video in (10, 20, 30, 40)]
+    )
+    by_day = prepare(dataset, tmp_path / "days", "split.validation=2026-01-02", "split.test=2026-01-03")
+    held = {split: held_out(by_day, split, LABEL_BIT["click"], 9, 9) for split in (1, 2)}
+    assert held[1].absent.tolist() == [0, *by_day.catalogue.rows([30, 40])]
+    assert held[2].absent.tolist() == [0, *by_day.catalogue.rows([40])]
+
+
+def test_without_days_only_the_unknown_row_is_absent(prepared):
+    assert held_out(prepared, 1, LABEL_BIT["click"], 9, 9).absent.tolist() == [0]
 
 
 def test_batches_of_a_log_without_order_are_larger(prepared):
