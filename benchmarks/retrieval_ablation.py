@@ -258,6 +258,14 @@ PIECES = {
         patch=lambda: built_without(TwoTower, "ignored_bias", by=None),
         has=retrieval.outcomes_differ,
     ),
+    "outcome_towers": Piece(
+        title="no outcome towers", keys=("model.outcome.dim=0",), has=retrieval.outcomes_differ
+    ),
+    "outcome_decay": Piece(
+        title="tables of the outcome towers do not decay",
+        patch=lambda: setattr(two_tower, "OUTCOME_TABLE_DECAY", 0.0),
+        has=retrieval.outcomes_differ,
+    ),
     "average": Piece(title="the last weights instead of their average", keys=("model.average=0",)),
     "plateau": Piece(title="the rate is never lowered", keys=("model.plateau_factor=1",)),
 }  # fmt: skip

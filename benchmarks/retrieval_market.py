@@ -88,26 +88,33 @@ def _sparse(users: list[Engagement], size: int) -> sp.csr_matrix:
     return sp.csr_matrix((weight.astype(np.float64), (row, video)), shape=(len(users), size))
 
 
-def without(user_BD: np.ndarray, columns: tuple[slice, slice]) -> np.ndarray:
-    """The same vectors with zeros in ``columns``."""
-    user_BD[columns] = 0.0
+def scaled(user_BD: np.ndarray, columns: slice, factor: float) -> np.ndarray:
+    """The same vectors with ``columns`` times ``factor``."""
+    user_BD[:, columns] *= np.float32(factor)
     return user_BD
 
 
 def scorers(folder: Path, bundle: Bundle) -> dict[str, Scorer]:
     """Scores ``[B, N + 1]`` of every catalogue row by ranker."""
     vectors, shape = np.asarray(bundle.video_vectors), bundle.encoder.model.shape
-    trend = np.s_[:, shape.dim : shape.dim + shape.trend]
-    beside = np.s_[:, shape.dim + shape.trend :]
+    outcome, beside = slice(shape.dim, shape.learnt), slice(shape.learnt + shape.trend, None)
     knn, popular = (Baseline.load(folder / name / "model") for name in ("item_knn", "popularity"))
     ease = exact_ease(knn, Prepared.open(folder / "prepared"))
+
+    def towers(columns: slice, factor: float) -> Scorer:
+        return lambda asked: scaled(bundle.encoder.encode(asked), columns, factor) @ vectors.T
+
     return {
         "popularity": lambda asked: popular.scores([popular.engaged(r.history) for r in asked]),
         "item_knn": lambda asked: knn.scores([knn.engaged(r.history) for r in asked]),
         "EASE": lambda asked: ease([knn.engaged(r.history) for r in asked]),
-        "towers": lambda asked: bundle.encoder.encode(asked) @ vectors.T,
-        "towers, trend off": lambda asked: without(bundle.encoder.encode(asked), trend) @ vectors.T,
-        "towers alone": lambda asked: without(bundle.encoder.encode(asked), beside) @ vectors.T,
+        "towers as served": towers(outcome, 1.0),
+        "no trend": towers(shape.trend_columns, 0.0),
+        "no co-engagement": towers(beside, 0.0),
+        "no outcomes": towers(outcome, 0.0),
+        "outcomes twofold": towers(outcome, 2.0),
+        "outcomes fourfold": towers(outcome, 4.0),
+        "outcomes eightfold": towers(outcome, 8.0),
         "any order": lambda asked: np.random.default_rng(0).random((len(asked), len(vectors))),
     }
 

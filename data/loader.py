@@ -34,7 +34,8 @@ class Batch:
     Query q stands in window ``query_window_Q[q]`` after ``query_position_Q[q]`` steps, and owns the targets
     ``target_offsets[q]:target_offsets[q + 1]``; the first of them is what came next. ``target_contrast_P`` is
     the weight of a target that was engaged with, less than 0 for one that is known to have been ignored, and
-    0 for any other; all 0 in a log in which nobody is known to have ignored anything.
+    0 for any other; all 0 in a log in which nobody is known to have ignored anything. ``target_outcome_P``
+    int8 is 1 where what lists are judged by came true, -1 where it is known not to have, 0 where unknown.
 
     ``log_correction`` is float32 ``[V]`` for sampled softmax, or None where ``video_rows`` is all of the
     loader's ``population``. Padding steps carry index 0. ``epoch`` counts passes over the log.
@@ -55,6 +56,7 @@ class Batch:
     target_video_P: np.ndarray
     target_weight_P: np.ndarray
     target_contrast_P: np.ndarray
+    target_outcome_P: np.ndarray
     video_rows: np.ndarray
     log_correction: np.ndarray | None
     epoch: int = 0
@@ -85,8 +87,8 @@ class SequenceLoader:
     ``tokens`` bounds B × (S + 1) of a batch on each rank. ``n_uniform`` = None takes every video that
     training ever showed as candidate (full softmax), else that many uniform negatives among them beside
     the batch's own next videos. An impression that is known to have been ignored is no positive; with
-    ``ignored`` it is a query and target of weight 0, for its contrast. ``splits`` is 1 for training, 2 for
-    training and validation together.
+    ``ignored`` it is a query and target of weight 0, for its contrast and outcome. ``gain`` is the label mask
+    of what lists are judged by. ``splits`` is 1 for training, 2 for training and validation together.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class SequenceLoader:
         seed: int,
         splits: int = 1,
         ignored: bool = False,
+        gain: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -113,6 +116,7 @@ class SequenceLoader:
         self.ordered = bool(prepared.manifest["dataset"]["ordered"])
         self.splits = splits
         self.ignored = ignored
+        self.gain = gain
         #: What an ignored impression weighs: all of them at most as much as all that were engaged with;
         #: 0 where there is none.
         self.ignored_weight = 0.0
@@ -192,19 +196,26 @@ class SequenceLoader:
         ignored = np.where(outcome == 0, -self.ignored_weight, 0.0)
         return np.where(outcome == 1, weight, ignored).astype(np.float32)
 
+    def _came(self, true_mask: np.ndarray, known_mask: np.ndarray) -> np.ndarray:
+        """See ``Batch.target_outcome_P``."""
+        came = np.where(known_mask & self.gain, -1, 0)
+        came[(true_mask & self.gain) != 0] = 1
+        return came.astype(np.int8)
+
     def _windows(self, shard: int, generator: np.random.Generator) -> tuple[Sequences, Windows]:
         if self._cached is None or self._cached[0] != shard:
             self._cached = (shard, Sequences.read(self.prepared.shards[shard]))
         sequences = self._cached[1]
         keep, weight, outcome = self._targets(sequences)
         contrast = self._contrast(weight, outcome)
+        came = self._came(*(sequences.examples[name][keep] for name in ("example_true", "example_known")))
         time_ms = sequences.examples["example_time_ms"][keep].astype(np.int64)
         row = sequences.example_rows()[keep]
         known = sequences.examples["example_history_end"][keep].astype(np.int64)
         if not self.ordered:
             sequences, known = _shuffled(sequences, keep, row, generator)
         video = sequences.examples["example_video"][keep].astype(np.int64)
-        windows = cut_windows(sequences, row, known, video, weight, time_ms, contrast, self.max_steps)
+        windows = cut_windows(sequences, row, known, video, weight, time_ms, contrast, came, self.max_steps)
         return sequences, windows
 
     def _groups(self, windows: Windows, generator: np.random.Generator) -> list[np.ndarray]:
@@ -263,6 +274,7 @@ class SequenceLoader:
             target_video_P=windows.video[targets],
             target_weight_P=windows.weight[targets] * (0.0 if idle else 1.0) * share_P,
             target_contrast_P=windows.contrast[targets] * (0.0 if idle else 1.0) * share_P,
+            target_outcome_P=windows.outcome[targets] * np.int8(not idle),
             video_rows=self.population,
             log_correction=None,
         )

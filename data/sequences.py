@@ -73,7 +73,8 @@ class Windows:
 
     ``start``/``end`` are positions in the flat step arrays; window w owns targets
     ``target_offsets[w]:target_offsets[w + 1]``, each with a ``position`` (steps of the window known
-    before it: 0 = none), a catalogue row, a weight, the time at which it was shown, and a contrast.
+    before it: 0 = none), a catalogue row, a weight, the time at which it was shown, a contrast and what came
+    of it.
     """
 
     row: np.ndarray
@@ -85,6 +86,7 @@ class Windows:
     weight: np.ndarray
     time_ms: np.ndarray
     contrast: np.ndarray
+    outcome: np.ndarray
 
     @property
     def length(self) -> np.ndarray:
@@ -101,6 +103,7 @@ def cut_windows(
     weight: np.ndarray,
     time_ms: np.ndarray,
     contrast: np.ndarray,
+    outcome: np.ndarray,
     max_steps: int,
 ) -> Windows:
     """Cut windows for M targets, each given by its user row and the number of steps known before it.
@@ -112,7 +115,7 @@ def cut_windows(
     piece = np.maximum(-(-(known - max_steps) // stride), 0)
     order = np.lexsort((known, piece, row))
     row, known, video, weight, piece = row[order], known[order], video[order], weight[order], piece[order]
-    time_ms, contrast = time_ms[order], contrast[order]
+    time_ms, contrast, outcome = time_ms[order], contrast[order], outcome[order]
     fresh = np.ones(len(row), bool)
     fresh[1:] = (row[1:] != row[:-1]) | (piece[1:] != piece[:-1])
     first = np.flatnonzero(fresh)
@@ -122,5 +125,14 @@ def cut_windows(
     begin = piece[first] * stride
     position = known - np.repeat(begin, np.diff(offsets))
     return Windows(
-        row[first], base + begin, base + last_known, offsets, position, video, weight, time_ms, contrast
+        row[first],
+        base + begin,
+        base + last_known,
+        offsets,
+        position,
+        video,
+        weight,
+        time_ms,
+        contrast,
+        outcome,
     )

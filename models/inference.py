@@ -1,7 +1,7 @@
 """A trained two-tower model at work: the catalogue's vectors, and vectors of users from histories.
 
 Used alike by validation in training, by publish, by replay and by the server.
-Axes: N catalogue rows, B users, S steps, D dimensions, K trend features, C directions.
+Axes: N catalogue rows, B users, S steps, L learnt dimensions, K trend features, C directions.
 """
 
 from collections.abc import Sequence
@@ -19,29 +19,29 @@ from models.two_tower import VIDEO_ID, TwoTower
 
 @torch.inference_mode()
 def embed_catalogue(model: TwoTower, video_table: EncodedTable, batch: int = 8192) -> np.ndarray:
-    """Learnt vectors float32 ``[N + 1, D]``; row r is catalogue row r, row 0 the unknown video."""
+    """Learnt vectors float32 ``[N + 1, L]``; row r is catalogue row r, row 0 the unknown video."""
     device = next(model.parameters()).device
     parts = []
     for start in range(0, video_table.num_rows, batch):
         rows = np.arange(start, min(start + batch, video_table.num_rows), dtype=np.int64)
         features = FeatureBatch.of(video_table.take(rows)).to(device)
         parts.append(model.encode_videos(features).float().cpu().numpy())
-    return np.concatenate(parts) if parts else np.zeros((0, model.shape.dim), np.float32)
+    return np.concatenate(parts) if parts else np.zeros((0, model.shape.learnt), np.float32)
 
 
 def final_vectors(
-    model: TwoTower, video_table: EncodedTable, video_ND: np.ndarray, trend_NK: np.ndarray | None
+    model: TwoTower, video_table: EncodedTable, video_NL: np.ndarray, trend_NK: np.ndarray | None
 ) -> np.ndarray:
-    """Final vectors ``[N + 1, D + K + C]``: :func:`embed_catalogue`'s beside what is not learnt.
+    """Final vectors ``[N + 1, L + K + C]``: :func:`embed_catalogue`'s beside what is not learnt.
 
     ``trend_NK`` are ``data.trend``'s features of the same rows, None for a model without a trend.
     """
-    parts = [video_ND]
+    parts = [video_NL]
     if trend_NK is not None:
         parts.append(trend_NK.astype(np.float32))
     if model.co_engagement is not None:
-        parts.append(co_engagement_vectors(model.co_engagement, video_table, video_ND))
-    return np.concatenate(parts, axis=1) if len(parts) > 1 else video_ND
+        parts.append(co_engagement_vectors(model.co_engagement, video_table, video_NL[:, : model.shape.dim]))
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else video_NL
 
 
 def co_engagement_vectors(
@@ -97,8 +97,8 @@ class UserEncoder:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.user_table = user_table
-        learnt_ND = np.asarray(video_vectors, np.float32)[:, : model.shape.dim]
-        self.video_ND = torch.from_numpy(learnt_ND).to(self.device)
+        learnt_NL = np.asarray(video_vectors, np.float32)[:, : model.shape.learnt]
+        self.video_NL = torch.from_numpy(learnt_NL).to(self.device)
         self.video_NC: torch.Tensor | None = None
         if model.shape.co_engagement:
             linear_NC = np.asarray(video_vectors, np.float32)[:, -model.shape.co_engagement :]
@@ -106,7 +106,7 @@ class UserEncoder:
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[UserRequest]) -> np.ndarray:
-        """Final user vectors float32 ``[B, D + K + C]``; an unknown user without history gets the default."""
+        """Final user vectors float32 ``[B, L + K + C]``; an unknown user without history gets the default."""
         if not requests:
             return np.zeros((0, self.model.shape.width), np.float32)
         steps = collate_steps([request.history for request in requests], self.model.shape.max_steps)
@@ -114,7 +114,7 @@ class UserEncoder:
         features = FeatureBatch.of(self.user_table.take(rows)).to(self.device)
         time_ms_B = torch.tensor([request.time_ms for request in requests], dtype=torch.int64)
         steps = steps.to(self.device)
-        user_BD = self.model.encode_users(steps, self.video_ND, features, time_ms_B.to(self.device))
+        user_BD = self.model.encode_users(steps, self.video_NL, features, time_ms_B.to(self.device))
         if self.model.co_engagement is not None and self.video_NC is not None:
             user_BD = torch.cat([user_BD, self.model.co_engagement.users(steps, self.video_NC)], dim=1)
         return user_BD.float().cpu().numpy()

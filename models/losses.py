@@ -118,6 +118,17 @@ def ignored_loss(
     return (loss_P * contrast_P.abs()).sum() * torch.where(total > 0, 1 / total, 0.0)
 
 
+def outcome_loss(user_QE: Tensor, video_CE: Tensor, targets: Targets, outcome_P: Tensor) -> Tensor:
+    """Log loss of what came of targets, of which the inner products are the log-odds.
+
+    ``outcome_P`` is 1 or -1 where it is known, 0 where not. Divided by ``Σ weight_P`` like the other losses.
+    """
+    log_odds_P = (user_QE[targets.query_P] * video_CE[targets.video_P]).sum(1).float()
+    loss_P = F.softplus(-log_odds_P * outcome_P) * (outcome_P != 0)
+    total = targets.weight_P.sum().to(loss_P.dtype)
+    return loss_P.sum() * torch.where(total > 0, 1 / total, 0.0)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The loss with its gradients computed along with it.
 

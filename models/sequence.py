@@ -54,6 +54,14 @@ def log_bucket(value: Tensor, buckets: int) -> Tensor:
     return torch.where(value < 0, 0, (exponent.long() + 1).clamp_max(buckets - 1))
 
 
+def outcomes_of(steps: Steps, dtype: torch.dtype) -> Tensor:
+    """What came of each step, ``[B, S, 2L]``: which labels are true, and which are known not to be."""
+    bit = torch.arange(len(LABELS), device=steps.actions_BS.device)
+    actions_BSL = (steps.actions_BS[..., None] >> bit) & 1
+    known_BSL = (steps.known_BS[..., None] >> bit) & 1
+    return torch.cat([actions_BSL, known_BSL - actions_BSL * known_BSL], dim=-1).to(dtype)
+
+
 class Taste(nn.Module):
     """A regression of outcomes on videos in one linear step: videos weighted by what came of them, added up.
 
@@ -124,13 +132,10 @@ class HistoryEncoder(nn.Module):
     def forward(self, steps: Steps, video_ND: Tensor, user_token_BD: Tensor | None) -> Tensor:
         """States ``[B, S + 1, width]``: position h knows the user and the first h steps."""
         batch, length = steps.video_BS.shape
-        bit = torch.arange(len(LABELS), device=steps.actions_BS.device)
-        actions_BSL = (steps.actions_BS[..., None] >> bit) & 1
-        known_BSL = (steps.known_BS[..., None] >> bit) & 1
-        outcome_BSL = torch.cat([actions_BSL, known_BSL - actions_BSL * known_BSL], dim=-1)
+        outcome_BSL = outcomes_of(steps, video_ND.dtype)
         x_BSD = (
             self.video_in(video_ND[steps.video_BS])
-            + self.outcome_in(outcome_BSL.to(video_ND.dtype))
+            + self.outcome_in(outcome_BSL)
             + self.watch(log_bucket(steps.watch_ms_BS, WATCH_BUCKETS))
             + self.surface(steps.surface_BS)
         )
@@ -147,7 +152,7 @@ class HistoryEncoder(nn.Module):
             x_BSD = block(x_BSD)
         out: Tensor = self.norm(x_BSD) + bag_BSD
         if self.taste is not None:
-            out = out + self.taste(video_ND, steps.video_BS, outcome_BSL.to(video_ND.dtype))
+            out = out + self.taste(video_ND, steps.video_BS, outcome_BSL)
         return out
 
     @staticmethod

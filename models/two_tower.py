@@ -1,11 +1,13 @@
 """The two-tower retrieval model: users and videos in one space, compared by ``models.similarity``.
 
-Axes: B users, S history steps, N videos, P positives, D dimensions, K trend features, C directions.
+Axes: B users, S history steps, N videos, P positives, D dimensions, E of what comes of what is shown,
+L = D + E, K trend features, C directions.
 
-A final vector has D + K + C dimensions: D that the towers learn; K that hold the trend, how much the
-video was shown lately (``data.trend``), with the user's weights for it on the other side; and C of what was
-seen by the same people (``models.co_engagement``), fitted in closed form once the towers are trained. The
-score stays one inner product. The history encoder reads the first D alone.
+A final vector has D + E + K + C dimensions: D that the towers learn, E that a second pair of towers learns
+(``models.outcome_towers``); K that hold the trend, how much the video was shown lately (``data.trend``), with
+the user's weights for it on the other side; and C of what was seen by the same people
+(``models.co_engagement``), fitted in closed form once the towers are trained. The score stays one inner
+product. The history encoder reads the first D alone.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ from models.co_engagement import CoEngagement
 from models.embeddings import INITIAL_STD, FeatureBatch, PlainTables, TablesFactory
 from models.layers import BlockKind
 from models.managed import ManagedFeatures
+from models.outcome_towers import MOST_ROWS, OutcomeTowers
 from models.sequence import GAP_BUCKETS, HistoryEncoder, Steps, log_bucket
 from models.sets import SetEncoder
 from models.similarity import Similarity, finish
@@ -34,7 +37,7 @@ class TwoTowerShape:
 
     ``video_rows`` / ``user_rows`` are embedding-table rows per bag feature, ``*_dense`` the widths of
     dense features, all derived from the ``FeatureSpec``. ``max_steps`` is the longest history read.
-    ``outcomes`` says that what came of steps differs.
+    ``outcomes`` says that what came of steps differs, ``outcome_dim`` is E − 1, 0 without such towers.
     ``trend`` is K, 0 where days mean nothing; ``co_engagement`` is C, 0 where it does not help.
     ``managed`` are the features whose rows the model hands out (``models.managed``).
     """
@@ -54,14 +57,25 @@ class TwoTowerShape:
     use_position: bool
     similarity: Similarity
     outcomes: bool = False
+    outcome_dim: int = 0
     trend: int = 0
     co_engagement: int = 0
     managed: tuple[str, ...] = ()
 
     @property
+    def learnt(self) -> int:
+        """Dimensions of final vectors that are learnt step by step, L."""
+        return self.dim + (self.outcome_dim + 1 if self.outcome_dim else 0)
+
+    @property
+    def trend_columns(self) -> slice:
+        """Dimensions of final vectors that hold the trend."""
+        return slice(self.learnt, self.learnt + self.trend)
+
+    @property
     def width(self) -> int:
-        """Dimensions of final vectors, D + K + C."""
-        return self.dim + self.trend + self.co_engagement
+        """Dimensions of final vectors, D + E + K + C."""
+        return self.learnt + self.trend + self.co_engagement
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of :meth:`from_json`."""
@@ -102,6 +116,7 @@ class TwoTower(nn.Module):
             # everybody starts as a follower of what is shown, half-lives alike
             nn.init.zeros_(self.trend_out.weight)
             nn.init.constant_(self.trend_out.bias, 1 / shape.trend)
+        self.outcome_towers = _outcome_towers(shape, tables) if shape.outcome_dim else None
         rank = shape.co_engagement
         self.co_engagement = CoEngagement(shape.video_rows[VIDEO_ID], rank, dim) if rank else None
         # log-odds of engagement at a score of 0; it never changes an order
@@ -112,27 +127,35 @@ class TwoTower(nn.Module):
         )
 
     def encode_videos(self, features: FeatureBatch) -> Tensor:
-        """The learnt part of final video vectors, ``[N, D]``."""
-        return finish(self.video_tower(features), self.shape.similarity)
+        """The learnt part of final video vectors, ``[N, L]``."""
+        video_ND = finish(self.video_tower(features), self.shape.similarity)
+        if self.outcome_towers is None:
+            return video_ND
+        return torch.cat([video_ND, self.outcome_towers.videos(features)], dim=1)
 
     def encode_users(
-        self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch, time_ms_B: Tensor
+        self, steps: Steps, video_NL: Tensor, user_features: FeatureBatch, time_ms_B: Tensor
     ) -> Tensor:
-        """User vectors ``[B, D + K]`` at the end of each history, asked for at ``time_ms_B``.
+        """User vectors ``[B, L + K]`` at the end of each history, asked for at ``time_ms_B``.
 
         The trend's weights are those of training, shifted by what validation says of them
         (``training.trend_shift``).
         """
-        states_BSD = self.encode_states(steps, video_ND, user_features)
+        dim = self.shape.dim
+        states_BSD = self.encode_states(steps, video_NL, user_features)
         row = torch.arange(states_BSD.shape[0], device=states_BSD.device)
         user_BX = self.finish_users(states_BSD, steps, row, steps.length_B, time_ms_B)
-        if self.trend_out is None:
+        if self.trend_out is not None:
+            user_BX = user_BX + F.pad(self.trend_shift_K, (dim, 0))
+        if self.outcome_towers is None:
             return user_BX
-        return user_BX + F.pad(self.trend_shift_K, (self.shape.dim, 0))
+        state_BE = self.outcome_towers.states(steps, video_NL[:, dim:], user_features)[row, steps.length_B]
+        outcome_BE = self.outcome_towers.weight * self.outcome_towers.users(state_BE)
+        return torch.cat([user_BX[:, :dim], outcome_BE, user_BX[:, dim:]], dim=1)
 
-    def encode_states(self, steps: Steps, video_ND: Tensor, user_features: FeatureBatch) -> Tensor:
+    def encode_states(self, steps: Steps, video_NL: Tensor, user_features: FeatureBatch) -> Tensor:
         """States ``[B, S + 1, D]``: position h knows the user and the first h steps."""
-        states: Tensor = self.history(steps, video_ND, self.user_token(user_features))
+        states: Tensor = self.history(steps, video_NL[:, : self.shape.dim], self.user_token(user_features))
         return states
 
     def finish_users(
@@ -158,6 +181,15 @@ class TwoTower(nn.Module):
 def _managed(shape: TwoTowerShape, rows: dict[str, int]) -> ManagedFeatures:
     """The maps of one side's managed features."""
     return ManagedFeatures({name: count for name, count in rows.items() if name in shape.managed})
+
+
+def _outcome_towers(shape: TwoTowerShape, tables: TablesFactory) -> OutcomeTowers:
+    """Towers over the same features but for managed ones, whose rows are given to the others."""
+    video, user = (
+        {name: count for name, count in rows.items() if name not in shape.managed and count <= MOST_ROWS}
+        for rows in (shape.video_rows, shape.user_rows)
+    )
+    return OutcomeTowers((video, shape.video_dense), (user, shape.user_dense), shape.outcome_dim, tables)
 
 
 def _history_encoder(shape: TwoTowerShape) -> nn.Module:

@@ -88,6 +88,20 @@ class CoEngagementConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class OutcomeConfig:
+    """The towers of ``models.outcome_towers``: their dimensions, 0 for none, and how much they count."""
+
+    dim: int = MISSING
+    share: float | None = MISSING
+
+    def __post_init__(self) -> None:
+        if self.dim < 0 or (self.share is not None and self.share < 0):
+            raise ValueError(
+                "model.outcome: dim and share must be at least 0; share=null lets validation choose"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
 class TwoTowerConfig(ModelConfig):
     """The two-tower model, its loss and its recipe."""
 
@@ -100,6 +114,7 @@ class TwoTowerConfig(ModelConfig):
     similarity: Similarity = MISSING
     id_dropout: float = MISSING
     ignored_weight: float = MISSING
+    outcome: OutcomeConfig = MISSING
     full_softmax_below: int = MISSING
     uniform_negatives: int = MISSING
     tokens: int = MISSING

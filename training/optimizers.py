@@ -16,20 +16,29 @@ AVERAGE_EVERY, AVERAGE_EVERY_FROM = 8, 64
 
 
 def build_adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, leave_out: Collection[str] = ()
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    leave_out: Collection[str] = (),
+    table_decay: tuple[str, float] = ("", 0.0),
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters but those named in ``leave_out``; only matrices of the dense part decay
-    (embedding tables, norms and biases do not).
+    """AdamW over all parameters but those named in ``leave_out``. Matrices of the dense part decay; norms and
+    biases do not, nor do embedding tables but those whose names hold the first of ``table_decay``.
     """
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
+    decaying_tables: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if name in leave_out:
             continue
-        table = "tables" in name.split(".") or "embedding" in name
-        (decay if parameter.ndim >= 2 and not table else keep).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+        if "tables" in name.split(".") or "embedding" in name:
+            (decaying_tables if table_decay[1] and table_decay[0] in name else keep).append(parameter)
+        else:
+            (decay if parameter.ndim >= 2 else keep).append(parameter)
+    parts = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+    if decaying_tables:
+        parts.append({"params": decaying_tables, "weight_decay": table_decay[1]})
+    return torch.optim.AdamW(parts, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):

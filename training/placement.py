@@ -22,7 +22,8 @@ class UpdateRule:
     """How parameters learn. Tables of up to ``dense_table_rows`` rows and the dense part: AdamW at
     ``learning_rate``, a copy on every rank. Larger tables: row-wise Adagrad at ``table_learning_rate`` on the
     touched rows, each row on one rank. ``average``: see :class:`training.optimizers.Optimizers`; gradients of
-    parameters whose names begin with one of ``unclipped`` are left as they are (one process only).
+    parameters whose names begin with one of ``unclipped`` are left as they are (one process only). Embedding
+    tables do not decay but those whose names hold the first of ``table_decay``, by the second.
     """
 
     learning_rate: float
@@ -31,6 +32,7 @@ class UpdateRule:
     table_learning_rate: float
     average: float = 0.0
     unclipped: tuple[str, ...] = ()
+    table_decay: tuple[str, float] = ("", 0.0)
 
 
 class Task(nn.Module):
@@ -114,7 +116,9 @@ class OneProcess:
             if name in tables.sparse
         }
         self._sparse = sparse
-        self._adamw = build_adamw(task.model, rule.learning_rate, rule.weight_decay, leave_out=sparse)
+        self._adamw = build_adamw(
+            task.model, rule.learning_rate, rule.weight_decay, leave_out=sparse, table_decay=rule.table_decay
+        )
         self._adagrad = RowWiseAdagrad(sparse.values(), rule.table_learning_rate) if sparse else None
         tables = [self._adagrad] if self._adagrad else []
         apart = [weight for name, weight in task.model.named_parameters() if name.startswith(rule.unclipped)]

@@ -14,10 +14,11 @@ from data.targets import TargetWeights
 from data.trend import HALF_LIVES_DAYS, Trend, days_before, has_trend, training_end_ms
 from models.devices import to_device
 from models.embeddings import FeatureBatch, dense_widths, managed_table_rows
-from models.losses import Moving, Targets, ignored_loss, softmax_loss
+from models.losses import Moving, Targets, ignored_loss, outcome_loss, softmax_loss
 from models.sequence import Steps
 from models.two_tower import VIDEO_ID, TwoTower, TwoTowerShape
 from training.config import TwoTowerConfig
+from training.validation import gain_mask
 
 #: Added to the score of a video that had not come out yet.
 NOT_OUT = -1e9
@@ -52,6 +53,7 @@ def shape_of(config: TwoTowerConfig, prepared: Prepared) -> TwoTowerShape:
         use_position=bool(dataset["ordered"]),
         similarity=config.similarity,
         outcomes=outcomes_differ(prepared),
+        outcome_dim=config.outcome.dim if outcomes_differ(prepared) else 0,
         trend=len(HALF_LIVES_DAYS) if has_trend(prepared) else 0,
         managed=tuple(bag.name for bag in prepared.spec.bags if bag.managed_rows),
     )
@@ -90,7 +92,8 @@ def build_loader(
         n_uniform=None if whole else config.uniform_negatives,
         seed=seed,
         splits=splits,
-        ignored=config.ignored_weight > 0,
+        ignored=config.ignored_weight > 0 or config.outcome.dim > 0,
+        gain=gain_mask(prepared, config.validation.gain),
         rank=rank,
         world=world,
     )
@@ -137,10 +140,12 @@ class RetrievalObjective:
 
     def loss(self, model: TwoTower, batch: Batch) -> Tensor:
         """Scalar training loss of one batch."""
-        video_VD = model.encode_videos(self._hide_ids(self._videos(batch), batch.video_rows))
+        dim, outcome_towers = model.shape.dim, model.outcome_towers
+        video_VL = model.encode_videos(self._hide_ids(self._videos(batch), batch.video_rows))
+        video_VD = video_VL[:, :dim]
         user_features = FeatureBatch.of(self.user_table.take(batch.user_row_B)).to(self.device)
         steps = steps_of(batch, self.device)
-        states_BSD = model.encode_states(steps, video_VD, user_features)
+        states_BSD = model.encode_states(steps, video_VL, user_features)
         day_Q = None
         if self.trend is not None:
             day_Q = self.trend.period(days_before(batch.query_time_ms_Q, self.end_ms))
@@ -168,7 +173,14 @@ class RetrievalObjective:
         apart = ignored_loss(
             user_QD, video_VD, targets, contrast_P, model.temperature, model.ignored_bias, moving
         )
-        return loss + self.ignored * apart
+        loss = loss + self.ignored * apart
+        if outcome_towers is None:
+            return loss
+        states_BSE = outcome_towers.states(steps, video_VL[:, dim:], user_features)
+        row, position = self._tensor(batch.query_window_Q), self._tensor(batch.query_position_Q)
+        user_QE = outcome_towers.users(states_BSE[row, position])
+        outcome_P = self._tensor(batch.target_outcome_P)
+        return loss + outcome_loss(user_QE, video_VL[:, dim:], targets, outcome_P)
 
     def _moving_part(self, day: int, batch: Batch) -> Tensor:
         """Trend of the candidates as ``day`` begins and, last, what keeps those not out yet away."""
@@ -222,6 +234,7 @@ def by_day(batch: Batch, day_Q: np.ndarray, trend: Trend) -> Batch:
         target_video_P=batch.target_video_P[targets],
         target_weight_P=batch.target_weight_P[targets] * out_P,
         target_contrast_P=batch.target_contrast_P[targets] * out_P,
+        target_outcome_P=batch.target_outcome_P[targets],
     )
 
 

@@ -56,8 +56,8 @@ def held_vectors(
     model.eval()
     device = str(next(model.parameters()).device)
     catalogue, users = prepared.video_table.num_rows, len(held.requests)
-    own_ND = embed_catalogue(model, prepared.video_table.take(ranks.share(catalogue)))
-    video_ND = final_vectors(model, prepared.video_table, ranks.joined(own_ND, catalogue), trend_NK)
+    own_NL = embed_catalogue(model, prepared.video_table.take(ranks.share(catalogue)))
+    video_ND = final_vectors(model, prepared.video_table, ranks.joined(own_NL, catalogue), trend_NK)
     encoder = UserEncoder(model, prepared.user_table, video_ND, device)
     share = ranks.share(users) if users else np.zeros(0, np.int64)
     requests = [held.requests[user] for user in share]

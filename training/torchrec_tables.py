@@ -124,7 +124,9 @@ class ShardedByTorchRec:
                 task, device=device, plan=self.plan, sharders=[_Sharder()]
             )
         _draw_tables(self.model)
-        self._adamw = build_adamw(self.model, rule.learning_rate, rule.weight_decay, leave_out=large)
+        self._adamw = build_adamw(
+            self.model, rule.learning_rate, rule.weight_decay, leave_out=large, table_decay=rule.table_decay
+        )
         tables = [self._parallel.fused_optimizer] if large else []
         self.optimizers = Optimizers(self._adamw, *tables, average=rule.average)
 

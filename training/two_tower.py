@@ -28,6 +28,7 @@ from training.co_engagement import Choice, CoEngagementFit
 from training.config import TableKind, TrainConfig, TwoTowerConfig
 from training.distributed import Ranks
 from training.loop import Budget, Parts, fit, go_on, is_over
+from training.outcome_weight import outcome_weight
 from training.placement import Task, UpdateRule, place, tables_factory
 from training.precision import set_products, stepping
 from training.process import part_ways, start_process
@@ -38,6 +39,9 @@ from training.run_directory import fingerprint_of, open_log, open_run, write_run
 from training.trend_shift import trend_shift
 from training.validation import HeldOut, gain_mask, held_out
 
+#: Weight decay of the outcome towers' tables. What is liked differs little, and rare values (creators, title
+#: words) would learn their few impressions by heart: the head of a list is where such errors gather.
+OUTCOME_TABLE_DECAY = 3.0
 #: Share of the time after which selecting ends, where refitting is to follow.
 SELECTING_SHARE = 0.75
 
@@ -75,8 +79,7 @@ class TwoTowerTraining:
         model = self.model = TwoTower(self.shape, tables=tables)
         stage = self.stage = Stage(loader, self._objective(splits=1))
         trend = stage.objective.trend
-        #: Columns of final vectors that hold the trend.
-        self.trend = slice(self.shape.dim, self.shape.dim + self.shape.trend)
+        self.trend = self.shape.trend_columns
         self.trend_NK = None if trend is None else trend.at(0, np.arange(len(prepared.catalogue)))
         task = Task(
             model,
@@ -145,16 +148,25 @@ class TwoTowerTraining:
         self._say_closing(f"done ({selected.stopped})", last)
 
     def _validate(self) -> dict[str, float]:
-        """Metrics of the held-out requests, with the trend's weights as they fit them best."""
-        k, trend = self.recipe.validation.k, self.trend
-        if self.trend_NK is None:
-            return self._vectors().metrics(k, self.ranks)
+        """Metrics of the held-out requests, with what they say of the weights of trend and outcome towers."""
+        k, temperature = self.recipe.validation.k, float(self.model.temperature.detach())
+        outcome_towers, further = self.model.outcome_towers, {}
         self._shift_trend(np.zeros(self.shape.trend))
+        if outcome_towers is not None:
+            outcome_towers.weight.fill_(1.0)
         vectors = self._vectors()
-        shift_K = trend_shift(vectors, trend, float(self.model.temperature.detach()), self.ranks)
-        self._shift_trend(shift_K)
-        vectors.user_BD[:, trend] += shift_K.astype(np.float32)
-        return vectors.metrics(k, self.ranks)
+        if outcome_towers is not None:
+            share, weight = outcome_weight(
+                vectors, self.shape, temperature, self.recipe.outcome.share, k, self.ranks
+            )
+            outcome_towers.weight.fill_(weight)
+            vectors.user_BD[:, self.shape.dim : self.shape.learnt] *= np.float32(weight)
+            further["outcome_share"] = share
+        if self.trend_NK is not None:
+            shift_K = trend_shift(vectors, self.trend, temperature, self.ranks)
+            self._shift_trend(shift_K)
+            vectors.user_BD[:, self.trend] += shift_K.astype(np.float32)
+        return vectors.metrics(k, self.ranks) | further
 
     def _weigh(self, selected: Progress, log: Log) -> Choice:
         """How much co-engagement is to count beside the best model; nothing where it is not wanted."""
@@ -185,9 +197,8 @@ class TwoTowerTraining:
 
     def _restore_trend(self, chosen_K: np.ndarray) -> None:
         """Give the trend the mean weights that validation had found best: refitting takes them away."""
-        if self.trend_NK is not None:
-            self._shift_trend(np.zeros(self.shape.trend))
-            self._shift_trend(chosen_K - self._trend_weights())
+        self._shift_trend(np.zeros(self.shape.trend))
+        self._shift_trend(chosen_K - self._trend_weights())
 
     def _trend_weights(self) -> np.ndarray:
         """Mean weights ``[K]`` of the held-out requests for the trend. Collective."""
@@ -200,6 +211,8 @@ class TwoTowerTraining:
         return weights_K
 
     def _shift_trend(self, shift_K: np.ndarray) -> None:
+        if self.trend_NK is None:
+            return
         with torch.no_grad():
             self.model.trend_shift_K.copy_(torch.from_numpy(shift_K))
 
@@ -289,6 +302,8 @@ def _update_rule(recipe: TwoTowerConfig) -> UpdateRule:
         dense_table_rows=optimizer.dense_table_rows,
         table_learning_rate=optimizer.table_learning_rate,
         average=recipe.average,
+        unclipped=("outcome_towers.",),
+        table_decay=("outcome_towers.", OUTCOME_TABLE_DECAY),
     )
 
 

@@ -34,8 +34,10 @@ class HeldOut:
     def take(self, places: np.ndarray) -> "HeldOut":
         """The requests at ``places``."""
         chosen = places.tolist()
-        parts = ([part[i] for i in chosen] for part in (self.requests, self.seen, self.truth))
-        return HeldOut(*parts, self.absent)
+        return HeldOut(
+            [self.requests[i] for i in chosen], [self.seen[i] for i in chosen],
+            [self.truth[i] for i in chosen], self.absent,
+        )  # fmt: skip
 
     def mask(self, score_UN: np.ndarray, begin: int = 0) -> None:
         """Put -inf in place of scores of what the lists of the users from ``begin`` on may not hold."""

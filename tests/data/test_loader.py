@@ -232,3 +232,18 @@ def test_an_impression_of_which_nothing_is_known_counts_as_an_impression(tmp_pat
     assert sum(len(batch.target_weight_P) for batch in batches) > len(truth)
     assert {float(weight) for batch in batches for weight in batch.target_weight_P} == {np.float32(0.1)}
     assert not any(batch.target_contrast_P.any() for batch in batches)
+
+
+def test_what_came_of_a_target_is_what_lists_are_judged_by(tmp_path):
+    prepared, _ = make_world(tmp_path)
+    weights = replace(WEIGHTS, impression=0.1)
+    for gain, known in ((BUY, True), (LABEL_BIT["save"], False), (0, False)):
+        loader = SequenceLoader(
+            prepared, weights, tokens=120, max_steps=10, n_uniform=None, seed=5, ignored=True, gain=gain
+        )
+        batches = list(loader.epoch())
+        came = np.concatenate([batch.target_outcome_P for batch in batches])
+        assert set(came.tolist()) == ({-1, 1} if known else {0})
+        if known:  # a purchase weighs more than anything else
+            weight = np.concatenate([batch.target_weight_P for batch in batches])
+            np.testing.assert_array_equal(came == 1, weight == 3.0)

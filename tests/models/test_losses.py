@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from data.negatives import MixedSampler
 from models import losses
-from models.losses import Moving, Targets, ignored_loss, softmax_loss
+from models.losses import Moving, Targets, ignored_loss, outcome_loss, softmax_loss
 
 
 def world(positives: int = 40, catalogue: int = 30, dim: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -262,3 +262,19 @@ def test_ignored_loss_is_nothing_without_outcomes_or_without_positives(contrast,
     loss = ignored_loss(w["user"], w["video"], targets, torch.full((40,), contrast), w["temperature"], bias)
     assert loss.item() == 0.0
     assert torch.autograd.grad(loss, bias)[0].item() == 0.0
+
+
+def test_outcome_loss_is_log_loss_of_what_is_known_to_have_come():
+    w = world(positives=5)
+    targets = Targets.single(w["target"], w["weight"], w["hidden"])
+    outcome = torch.tensor([1, -1, 0, 1, 0], dtype=torch.int8)
+    ours = outcome_loss(w["user"].float(), w["video"].float(), targets, outcome)
+    log_odds = (w["user"] * w["video"][w["target"]]).sum(1)
+    known = [0, 1, 3]
+    expected = F.binary_cross_entropy_with_logits(
+        log_odds[known], torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64), reduction="sum"
+    )
+    torch.testing.assert_close(ours.double(), expected / w["weight"].sum(), rtol=1e-5, atol=1e-6)
+    assert not torch.autograd.grad(ours, w["user"])[0][[2, 4]].any()
+    nothing = outcome_loss(w["user"].float(), w["video"].float(), targets, torch.zeros(5, dtype=torch.int8))
+    assert nothing.item() == 0.0

@@ -24,6 +24,7 @@ def shape(**changes) -> TwoTowerShape:
         video_rows={"video_id": VIDEOS + 1, "tags": 6}, video_dense={"content": 3}, user_rows={"market": 3},
         user_dense={}, surfaces=2, dim=8, layers=2, heads=2, dropout=0.5, block=BlockKind.ligr, max_steps=6,
         use_time=True, use_position=True, similarity=Similarity.dot, outcomes=True,
+        outcome_dim=4,
     )  # fmt: skip
     return TwoTowerShape(**(base | changes))
 
@@ -114,7 +115,7 @@ def test_only_the_newest_steps_are_read():
 def test_no_requests_and_an_unknown_user():
     model = model_of()
     encoder = UserEncoder(model, user_table(), embed_catalogue(model, video_table()))
-    assert encoder.encode([]).shape == (0, 8)
+    assert encoder.encode([]).shape == (0, model.shape.width)
     unknown = UserRequest(user_row=0, history=UserHistory.empty(), time_ms=0, surface_row=0)
     assert np.isfinite(encoder.encode([unknown])).all()
 
@@ -138,7 +139,7 @@ def test_outcomes_time_and_surface_are_read():
 def test_a_taste_knows_which_outcome_belonged_to_which_video():
     """The same videos and the same outcomes, dealt out otherwise: another taste, though no mean differs."""
     model = model_of()
-    video_ND = torch.from_numpy(embed_catalogue(model, video_table()))
+    video_ND = torch.from_numpy(embed_catalogue(model, video_table()))[:, : model.shape.dim]
     video_BS = torch.tensor([[3, 7, 5, 9]])
     liked, not_liked = torch.randn(2, 2 * len(LABELS), generator=torch.Generator().manual_seed(1))
     dealt = [torch.stack(rows)[None] for rows in ([liked, liked, not_liked, not_liked],) * 2]
@@ -158,8 +159,9 @@ def test_cosine_towers_return_unit_vectors():
     model = model_of(similarity=Similarity.cosine)
     videos = embed_catalogue(model, video_table())
     users = UserEncoder(model, user_table(), videos).encode([request(3)])
-    np.testing.assert_allclose(np.linalg.norm(videos[1:], axis=1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1.0, atol=1e-5)
+    dim = model.shape.dim
+    np.testing.assert_allclose(np.linalg.norm(videos[1:, :dim], axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(users[:, :dim], axis=1), 1.0, atol=1e-5)
 
 
 def test_catalogue_vectors_do_not_depend_on_the_batch():

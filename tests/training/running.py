@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = (
     "model=two_tower", "model.dim=16", "model.tokens=400", "model.layers=1", "model.max_steps=16",
     "model.optimizer.learning_rate=0.003", "model.optimizer.warmup_steps=5", "log_steps=1", "device=cpu",
-    "model.refit_epochs=0",
+    "model.refit_epochs=0", "model.outcome.dim=8",
 )  # fmt: skip
 
 

@@ -112,6 +112,14 @@ def test_only_matrices_of_the_dense_part_decay():
     assert {id(p) for p in keep} == {id(p) for p in kept}
 
 
+def test_tables_of_one_part_of_the_model_can_decay_at_a_rate_of_their_own():
+    model = Model()
+    groups = build_adamw(model, 0.1, 0.5, table_decay=("side.", 3.0)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 3.0]
+    assert groups[2]["params"] == [model.side["tables"].weights["x"]]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 def test_rates_follow_the_factor_and_gradients_are_forgotten():
     model = Model()
     both = Optimizers(
