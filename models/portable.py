@@ -13,7 +13,7 @@ from data.atomic import read_json, write_json
 from data.errors import ContractError
 from models.two_tower import TwoTower, TwoTowerShape
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def save_two_tower(model: TwoTower, directory: Path, **extra: Any) -> None:

@@ -186,7 +186,7 @@ def test_portable_round_trip_and_refusals(tmp_path):
     (tmp_path / "model.json").write_text(record.replace('"dim": 8', '"dim": 16'))
     with pytest.raises(ContractError, match="shape disagree"):
         load_two_tower(tmp_path)
-    (tmp_path / "model.json").write_text(record.replace('"format_version": 4', '"format_version": 99'))
+    (tmp_path / "model.json").write_text(record.replace('"format_version": 5', '"format_version": 99'))
     with pytest.raises(ContractError, match="format 99"):
         load_two_tower(tmp_path)
     (tmp_path / "model.json").write_text(record)

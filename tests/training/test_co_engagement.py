@@ -74,7 +74,7 @@ def test_what_was_chosen_is_what_is_served(prepared, tmp_path):
     learnt_ND = embed_catalogue(model, prepared.video_table)
     video_ND = final_vectors(model, prepared.video_table, learnt_ND, None)
     assert video_ND.shape == (VIDEOS + 1, model.shape.width)
-    assert not video_ND[0, model.shape.dim :].any()
+    assert not video_ND[0, model.shape.learnt :].any()
 
 
 def test_refitting_counts_validation_too(prepared):
