@@ -18,7 +18,7 @@ from models.two_tower import VIDEO_ID
 from training.config import TwoTowerConfig
 from training.distributed import ALONE, Ranks
 from training.retrieval import max_steps_of
-from training.retrieval_validation import HeldVectors
+from training.retrieval_validation import HeldVectors, deviation_ratio
 
 #: Weights that validation tries: scores' standard deviation relative to that of the towers' scores.
 SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -30,8 +30,6 @@ RANK_STEP = 4
 FALLS = 2
 #: Examples read for the fit, at most; shards are in random user order.
 MOST_EXAMPLES = 20_000_000
-#: Requests of a rank whose scores tell the standard deviations.
-SAMPLE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,8 @@ class CoEngagementFit:
         for rank in sorted({self.config.rank // RANK_STEP, self.config.rank} - {0}):
             model = self._model(directions, rank, towers)
             user_BC, video_NC = self._vectors(model, towers)
-            unit, falls = _unit(towers, user_BC, video_NC, ranks), 0
+            own = (towers.user_BD, towers.video_ND)
+            unit, falls = deviation_ratio(own, (user_BC, video_NC), ranks), 0
             highest = 0.0
             for share in SHARES:
                 metrics = towers.metrics(k, ranks, beside=(user_BC * np.float32(share * unit), video_NC))
@@ -91,7 +90,8 @@ class CoEngagementFit:
         if not choice.rank:
             return None
         model = self._model(self._directions(splits), choice.rank, towers)
-        model.weight.fill_(choice.share * _unit(towers, *self._vectors(model, towers), ranks))
+        own = (towers.user_BD, towers.video_ND)
+        model.weight.fill_(choice.share * deviation_ratio(own, self._vectors(model, towers), ranks))
         return model
 
     def describe(self, choice: Choice, metric: str, alone: float) -> str:
@@ -147,13 +147,3 @@ class CoEngagementFit:
             for i in range(0, len(histories), batch)
         ]
         return (torch.cat(parts) if parts else video_NC[:0]).numpy(), vector_NC
-
-
-def _unit(towers: HeldVectors, user_BC: np.ndarray, video_NC: np.ndarray, ranks: Ranks) -> float:
-    """The weight with which scores of the linear model deviate over videos as much as those of the towers.
-    Collective.
-    """
-    own = (towers.user_BD[:SAMPLE] @ towers.video_ND.T).std(axis=1).sum()
-    linear = (user_BC[:SAMPLE] @ video_NC.T).std(axis=1).sum()
-    own_sum, linear_sum = ranks.sum([float(own), float(linear)])
-    return own_sum / linear_sum if linear_sum > 0 else 0.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.two_tower import TwoTowerShape
 from training.distributed import ALONE, Ranks
-from training.retrieval_validation import HeldVectors
+from training.retrieval_validation import HeldVectors, deviation_ratio
 from training.trend_shift import trend_shift
 
 #: Scores' standard deviation over videos relative to that of the other towers' scores.
@@ -20,8 +20,8 @@ SHARES = (0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
 ENOUGH = 0.99
 #: Trying ends after so many shares in a row that do not keep it.
 FALLS = 2
-#: Requests of a rank that are ranked for the choice, and whose scores tell the standard deviations.
-RANKED, SAMPLE = 1000, 256
+#: Requests of a rank that are ranked for the choice.
+RANKED = 1000
 
 
 def outcome_weight(
@@ -40,10 +40,11 @@ def outcome_weight(
     """
     columns, part = slice(shape.dim, shape.learnt), _part(towers, ranks)
     outcome_BE = part.user_BD[:, columns].copy()
-    unit = _unit(part, columns, ranks)
+    part.user_BD[:, columns] = 0.0
+    others, apart = (part.user_BD, part.video_ND), (outcome_BE, part.video_ND[:, columns])
+    unit = deviation_ratio(others, apart, ranks)
     if share is not None:
         return share, share * unit
-    part.user_BD[:, columns] = 0.0
     if shape.trend:
         shift_K = trend_shift(part, shape.trend_columns, temperature, ranks)
         part.user_BD[:, shape.trend_columns] += shift_K.astype(np.float32)
@@ -69,12 +70,3 @@ def _part(towers: HeldVectors, ranks: Ranks) -> HeldVectors:
         users=round(ranks.sum([float(own)])[0]),
         user_BD=towers.user_BD[:own].copy(),
     )
-
-
-def _unit(towers: HeldVectors, columns: slice, ranks: Ranks) -> float:
-    """The weight with which the scores of ``columns`` deviate over videos as much as all others."""
-    user_BD, video_ND = towers.user_BD[:SAMPLE], towers.video_ND
-    apart_BN = user_BD[:, columns] @ video_ND[:, columns].T
-    others = (user_BD @ video_ND.T - apart_BN).std(axis=1).sum()
-    others_sum, apart_sum = ranks.sum([float(others), float(apart_BN.std(axis=1).sum())])
-    return others_sum / apart_sum if apart_sum > 0 else 0.0

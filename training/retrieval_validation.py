@@ -10,6 +10,9 @@ from models.two_tower import TwoTower
 from training.distributed import ALONE, Ranks
 from training.validation import HeldOut, rank_metrics
 
+#: Requests of a rank whose scores tell how much scores deviate.
+SAMPLE = 256
+
 
 @dataclass(frozen=True, slots=True)
 class HeldVectors:
@@ -66,3 +69,14 @@ def held_vectors(
     model.train(was_training)
     owned = ranks.owned(users)
     return HeldVectors(held.take(share[:owned]), users, user_BD[:owned], video_ND)
+
+
+def deviation_ratio(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], ranks: Ranks = ALONE
+) -> float:
+    """How much more scores of the first vectors of users and videos deviate over videos than those of the
+    second; 0 where those do not. Collective.
+    """
+    own = [float((user_BD[:SAMPLE] @ video_ND.T).std(axis=1).sum()) for user_BD, video_ND in (first, second)]
+    first_sum, second_sum = ranks.sum(own)
+    return first_sum / second_sum if second_sum > 0 else 0.0

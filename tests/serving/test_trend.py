@@ -40,8 +40,8 @@ def test_vectors_hold_the_trend_as_far_as_the_bundle_may_know(
     assert publish(published, tmp_path, f"as_of={as_of}") == 0
     bundle = Bundle.open(tmp_path)
     expected = counted(published, bundle, rank)
-    dim = bundle.encoder.model.shape.dim
-    trend_NK = bundle.video_vectors[:, dim : dim + len(HALF_LIVES_DAYS)]
+    trend_NK = bundle.video_vectors[:, bundle.encoder.model.shape.trend_columns]
+    assert trend_NK.shape[1] == len(HALF_LIVES_DAYS)
     np.testing.assert_allclose(trend_NK, expected, rtol=1e-6)
     assert bundle.manifest.models["two_tower"]["as_of"] == as_of
 

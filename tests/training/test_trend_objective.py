@@ -114,5 +114,5 @@ def test_refitting_keeps_the_trend_weights_that_validation_chose(fashions: Prepa
         model = load_two_tower(tmp_path / str(refit) / "model")
         assert model.trend_shift_K.abs().max() > 1e-3
         vectors = held_vectors(model, fashions, held, trend_NK)
-        means.append(vectors.user_BD[:, model.shape.dim :][:, : model.shape.trend].mean(axis=0))
+        means.append(vectors.user_BD[:, model.shape.trend_columns].mean(axis=0))
     np.testing.assert_allclose(means[0], means[1], atol=1e-3)
