@@ -27,7 +27,7 @@ def test_the_order_of_a_set_changes_nothing():
 def test_a_state_is_the_sum_of_its_prefix_over_the_root_of_its_length():
     model = model_of(use_position=False, use_time=False)
     past = history(4)
-    video_ND = torch.from_numpy(embed_catalogue(model, video_table()))
+    video_ND = torch.from_numpy(embed_catalogue(model, video_table()))[:, : model.shape.dim]
     start = states(model, [history(0)], [2])[0, 0]
     for length in range(5):
         total = start + video_ND[past.video_row[:length]].sum(0)

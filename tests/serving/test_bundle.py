@@ -70,7 +70,7 @@ def test_what_lies_in_a_bundle_belongs_together(published: Published):
     assert bundle.video_table.num_rows == size
     assert bundle.videos["video_id"].to_pylist() == bundle.catalogue.ids(np.arange(size)).to_pylist()
     model = load_two_tower(bundle.path / "two_tower")
-    learnt = bundle.video_vectors[:, : model.shape.dim]
+    learnt = bundle.video_vectors[:, : model.shape.learnt]
     np.testing.assert_array_equal(learnt, embed_catalogue(model, bundle.video_table))
     assert bundle.products is not None
     top = bundle.popularity[EVERYWHERE]
