@@ -167,20 +167,19 @@ class RetrievalObjective:
         )  # fmt: skip
         correction_V = None if batch.log_correction is None else self._tensor(batch.log_correction)
         loss = softmax_loss(user_QD, video_VD, targets, model.temperature, correction_V, moving)
-        if model.ignored_bias is None:
-            return loss
-        contrast_P = self._tensor(batch.target_contrast_P)
-        apart = ignored_loss(
-            user_QD, video_VD, targets, contrast_P, model.temperature, model.ignored_bias, moving
-        )
-        loss = loss + self.ignored * apart
-        if outcome_towers is None:
-            return loss
-        states_BSE = outcome_towers.states(steps, video_VL[:, dim:], user_features)
-        row, position = self._tensor(batch.query_window_Q), self._tensor(batch.query_position_Q)
-        user_QE = outcome_towers.users(states_BSE[row, position])
-        outcome_P = self._tensor(batch.target_outcome_P)
-        return loss + outcome_loss(user_QE, video_VL[:, dim:], targets, outcome_P)
+        if model.ignored_bias is not None:
+            contrast_P = self._tensor(batch.target_contrast_P)
+            apart = ignored_loss(
+                user_QD, video_VD, targets, contrast_P, model.temperature, model.ignored_bias, moving
+            )
+            loss = loss + self.ignored * apart
+        if outcome_towers is not None:
+            states_BSE = outcome_towers.states(steps, video_VL[:, dim:], user_features)
+            row, position = self._tensor(batch.query_window_Q), self._tensor(batch.query_position_Q)
+            user_QE = outcome_towers.users(states_BSE[row, position])
+            outcome_P = self._tensor(batch.target_outcome_P)
+            loss = loss + outcome_loss(user_QE, video_VL[:, dim:], targets, outcome_P)
+        return loss
 
     def _moving_part(self, day: int, batch: Batch) -> Tensor:
         """Trend of the candidates as ``day`` begins and, last, what keeps those not out yet away."""

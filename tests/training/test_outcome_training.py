@@ -3,13 +3,18 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from data.compose import compose
 from data.prepared import Prepared
 from data.schema import LABEL_BIT
 from data.trend import training_trend
 from models.portable import load_two_tower
+from models.two_tower import TwoTower
 from tests.data.logs import DAY_MS, at, prepare, write_dataset
-from tests.training.running import train
+from tests.training.running import SMALL, train
+from training.config import TrainConfig
+from training.retrieval import RetrievalObjective, build_loader, shape_of
 from training.retrieval_validation import held_vectors
 from training.validation import held_out
 
@@ -61,3 +66,12 @@ def test_what_came_of_impressions_is_learnt_and_counts(feed: Prepared, tmp_path)
     for name, score_UN in scores.items():
         top_UK = np.argsort(-score_UN[:, 1:], axis=1)[:, :10] + 1
         assert (video_topic[top_UK] == user_topic[:, None]).mean() > 0.9, name
+
+
+def test_what_came_is_learnt_where_the_other_towers_learn_nothing_from_what_was_ignored(feed: Prepared):
+    recipe = compose("train", [*SMALL, "prepared=x", "out=y"], TrainConfig).model
+    model = TwoTower(shape_of(recipe, feed))
+    model.ignored_bias = None
+    objective = RetrievalObjective(feed, torch.device("cpu"), 0.0, training_trend(feed))
+    objective.loss(model, next(build_loader(recipe, feed, 1).epoch())).backward()
+    assert model.outcome_towers.video_bias.weight.grad.abs().sum() > 0
