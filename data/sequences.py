@@ -125,14 +125,6 @@ def cut_windows(
     begin = piece[first] * stride
     position = known - np.repeat(begin, np.diff(offsets))
     return Windows(
-        row[first],
-        base + begin,
-        base + last_known,
-        offsets,
-        position,
-        video,
-        weight,
-        time_ms,
-        contrast,
+        row[first], base + begin, base + last_known, offsets, position, video, weight, time_ms, contrast,
         outcome,
-    )
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.embeddings import FeatureBatch, TablesFactory
 from models.managed import ManagedFeatures
 from models.sequence import Steps, Taste, outcomes_of
-from models.towers import UserToken, VideoTower
+from models.towers import UserToken, VideoTower, refinement
 
 #: Features of more values are left out: of each too little is known to say whether it is liked.
 MOST_ROWS = 500_000
@@ -40,10 +40,7 @@ class OutcomeTowers(nn.Module):
         self.user_token = UserToken(tables(user[0], dim), user[1], dim, 0.0, none)
         self.video_bias = nn.Linear(dim, 1)
         self.taste = Taste(dim, dim, 0.0)
-        last = nn.Linear(2 * dim, dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.refine = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), last)
+        self.refine = refinement(dim)
         #: What its scores are multiplied by beside those of the other towers; validation says how much.
         self.weight: Tensor
         self.register_buffer("weight", torch.zeros(()))

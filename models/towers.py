@@ -7,6 +7,14 @@ from models.layers import Dropout
 from models.managed import ManagedFeatures
 
 
+def refinement(dim: int) -> nn.Sequential:
+    """An MLP ``[…, dim]`` → ``[…, dim]`` to be added to its input; zero as training begins."""
+    last = nn.Linear(2 * dim, dim)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), last)
+
+
 class VideoTower(nn.Module):
     """Ids, content and product tags of a video → its vector.
 
@@ -23,11 +31,8 @@ class VideoTower(nn.Module):
         self.dense = nn.ModuleDict(
             {name: nn.Linear(width, dim, bias=False) for name, width in dense_widths.items()}
         )
-        last = nn.Linear(2 * dim, dim)
-        # the refinement starts as the identity: ids and content are learnt first
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.refine = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), last)
+        # with it the tower starts as the identity: ids and content are learnt first
+        self.refine = refinement(dim)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """Unfinished video vectors ``[N, D]``."""

@@ -22,8 +22,8 @@ class UpdateRule:
     """How parameters learn. Tables of up to ``dense_table_rows`` rows and the dense part: AdamW at
     ``learning_rate``, a copy on every rank. Larger tables: row-wise Adagrad at ``table_learning_rate`` on the
     touched rows, each row on one rank. ``average``: see :class:`training.optimizers.Optimizers`; gradients of
-    parameters whose names begin with one of ``unclipped`` are left as they are. Embedding
-    tables do not decay but those whose names hold the first of ``table_decay``, by the second.
+    parameters whose names begin with one of ``unclipped`` are left as they are. Embedding tables do not decay
+    but those whose names hold the first of ``table_decay``, by the second.
     """
 
     learning_rate: float

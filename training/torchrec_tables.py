@@ -128,8 +128,11 @@ class ShardedByTorchRec:
             self.model, rule.learning_rate, rule.weight_decay, leave_out=large, table_decay=rule.table_decay
         )
         tables = [self._parallel.fused_optimizer] if large else []
-        names = {plain_name(name): weight for name, weight in self.model.named_parameters()}
-        apart = [weight for name, weight in names.items() if name.startswith(rule.unclipped)]
+        apart = [
+            weight
+            for name, weight in self.model.named_parameters()
+            if plain_name(name).startswith(rule.unclipped)
+        ]
         self.optimizers = Optimizers(self._adamw, *tables, average=rule.average, unclipped=apart)
 
     def loss(self, batch: Any) -> Tensor:

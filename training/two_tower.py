@@ -1,10 +1,11 @@
 """Training of the two-tower model, from prepared data to a portable model.
 
 Three stages. *Selecting* trains on the training split until validation says that more would not help, and
-keeps the best model; each validation first corrects the trend's weights (``training.trend_shift``). Then
-validation *weighs* what the same people saw (``training.co_engagement``) beside it. *Refitting* goes on from
-the best model for a few epochs on training and validation together, so that the model that is served has
-learnt from all that came before the test split.
+keeps the best model; each validation first says how much the outcome towers count
+(``training.outcome_weight``) and corrects the trend's weights (``training.trend_shift``). Then validation
+*weighs* what the same people saw (``training.co_engagement``) beside it. *Refitting* goes on from the best
+model for a few epochs on training and validation together, so that the model that is served has learnt from
+all that came before the test split.
 """
 
 from dataclasses import dataclass, replace
